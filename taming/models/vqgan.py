@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from taming import published_names
-from taming.config import checked_arguments, instantiate_from_config, is_installed
+from taming.config import checked_arguments, instantiate_from_config
 from taming.config_values import (
     Arguments,
     Count,
@@ -29,11 +29,12 @@ from taming.errors import UserError
 from taming.lr_scheduler import RunSchedule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
+from taming.models.first_stage_parts import checked_range, make_loss, require_no_conflict
 from taming.models.result_checks import check_quantizer, quantize
 from taming.models.training_options import TrainingOptions
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
-from taming.modules.losses.base import DummyLoss, MissingLoss, Reconstruction
+from taming.modules.losses.base import Reconstruction
 from taming.modules.losses.pixels import images_of
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
@@ -100,13 +101,10 @@ class VQModel(AutoencoderTraining):
         super().__init__(**training)
         self.learning_rate, self.lr_g_factor = 4.5e-6, lr_g_factor
         self.scheduler_config = scheduler_config
-        self.batch_resize_range = _checked_range(batch_resize_range)
+        self.batch_resize_range = checked_range(batch_resize_range)
         self.image_key = image_key
-        ddconfig = checked_arguments(ddconfig, "ddconfig", Encoder, Decoder)
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.image_channels: int = ddconfig["in_channels"]
-        self.loss = _make_loss(lossconfig)
+        self._make_networks(ddconfig)
+        self.loss = make_loss(lossconfig)
         options: dict[str, Any] = {"remap": remap, "sane_index_shape": sane_index_shape}
         options |= {"legacy": legacy, "revive_after": revive_after}
         if quantizer_config is None:
@@ -115,12 +113,8 @@ class VQModel(AutoencoderTraining):
         else:
             self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
             check_quantizer(self.quantize, "quantizer_config")
-            _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
-        z_channels = ddconfig["z_channels"]
-        encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
-        quantizer_input = getattr(self.quantize, "input_channels", self.quantize.e_dim)
-        self.quant_conv = nn.Conv2d(encoder_channels, quantizer_input, 1)
-        self.post_quant_conv = nn.Conv2d(self.quantize.e_dim, z_channels, 1)
+            require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
+        self._make_convolutions(ddconfig)
         if colorize_nlabels is not None:
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
         if monitor is not None:
@@ -130,6 +124,20 @@ class VQModel(AutoencoderTraining):
             self.model_ema = LitEma(self)
         if ckpt_path is not None:
             self.start_from(ckpt_path, ignore_keys)
+
+    def _make_networks(self, ddconfig: Mapping[str, Any]) -> None:
+        """Make `encoder` and `decoder`, and know the `image_channels`."""
+        options = checked_arguments(ddconfig, "ddconfig", Encoder, Decoder)
+        self.encoder, self.decoder = Encoder(**options), Decoder(**options)
+        self.image_channels: int = options["in_channels"]
+
+    def _make_convolutions(self, ddconfig: Mapping[str, Any]) -> None:
+        """Make what is between the networks and the quantizer, which is there already."""
+        z_channels = ddconfig["z_channels"]
+        encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
+        quantizer_input = getattr(self.quantize, "input_channels", self.quantize.e_dim)
+        self.quant_conv: nn.Module = nn.Conv2d(encoder_channels, quantizer_input, 1)
+        self.post_quant_conv: nn.Module = nn.Conv2d(self.quantize.e_dim, z_channels, 1)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)
@@ -288,41 +296,3 @@ class GumbelVQ(VQModel):
         self.temperature_scheduling()
         self.log("temperature", self.quantize.temperature)
         return super().training_step(batch, batch_idx, *side, **named)
-
-
-def _make_loss(config: LossConfig | None) -> nn.Module:
-    """The training loss; one of a package that is not installed is not needed to use a model."""
-    if not config:
-        return DummyLoss()
-    if not is_installed(config.get("target")):
-        return MissingLoss(str(config["target"]))
-    loss: nn.Module = instantiate_from_config(config, "lossconfig", "module")
-    return loss
-
-
-def _checked_range(sides: Sequence[int] | None) -> tuple[int, int] | None:
-    if sides is None:
-        return None
-    if len(sides) != 2 or not 16 <= sides[0] <= sides[1]:
-        raise UserError(f"batch_resize_range is two sides in pixels, from 16 on, not {list(sides)}")
-    return sides[0], sides[1]
-
-
-def _require_no_conflict(
-    quantizer: Quantizer, options: Mapping[str, Any], **wanted: int | None
-) -> None:
-    """Refuse sizes and options of VQModel's own quantizer that a `quantizer_config` overrules."""
-    sizes = {"n_embed": quantizer.n_e, "embed_dim": quantizer.e_dim}
-    for name, value in wanted.items():
-        if value not in (None, sizes[name]):
-            raise UserError(
-                f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
-                f"leave {name} out"
-            )
-    defaults = {"remap": None, "sane_index_shape": False, "legacy": True, "revive_after": 0}
-    for name, value in options.items():
-        if value != defaults[name]:
-            raise UserError(
-                f"{name} has no effect beside quantizer_config; set it under "
-                "quantizer_config.params, if that quantizer has such an option"
-            )

@@ -1,0 +1,53 @@
+"""The parts of a first stage that its config names, and options that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from taming.config import instantiate_from_config, is_installed
+from taming.config_values import LossConfig
+from taming.errors import UserError
+from taming.modules.losses.base import DummyLoss, MissingLoss
+from taming.modules.vqvae.codebook import Quantizer
+
+
+def make_loss(config: LossConfig | None) -> nn.Module:
+    """The training loss; one of a package that is not installed is not needed to use a model."""
+    if not config:
+        return DummyLoss()
+    if not is_installed(config.get("target")):
+        return MissingLoss(str(config["target"]))
+    loss: nn.Module = instantiate_from_config(config, "lossconfig", "module")
+    return loss
+
+
+def checked_range(sides: Sequence[int] | None) -> tuple[int, int] | None:
+    """The smallest and the largest side; raises `UserError` for what are no two such sides."""
+    if sides is None:
+        return None
+    if len(sides) != 2 or not 16 <= sides[0] <= sides[1]:
+        raise UserError(f"batch_resize_range is two sides in pixels, from 16 on, not {list(sides)}")
+    return sides[0], sides[1]
+
+
+def require_no_conflict(
+    quantizer: Quantizer, options: Mapping[str, Any], **wanted: int | None
+) -> None:
+    """Refuse sizes and options of VQModel's own quantizer that a `quantizer_config` overrules."""
+    sizes = {"n_embed": quantizer.n_e, "embed_dim": quantizer.e_dim}
+    for name, value in wanted.items():
+        if value not in (None, sizes[name]):
+            raise UserError(
+                f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
+                f"leave {name} out"
+            )
+    defaults = {"remap": None, "sane_index_shape": False, "legacy": True, "revive_after": 0}
+    for name, value in options.items():
+        if value != defaults[name]:
+            raise UserError(
+                f"{name} has no effect beside quantizer_config; set it under "
+                "quantizer_config.params, if that quantizer has such an option"
+            )
