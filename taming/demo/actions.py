@@ -1,7 +1,7 @@
 """What can be done on the page: a tab for each action that fits the run.
 
-A further one, such as guidance by a text, is a row of `ACTIONS`: a function of the `Desk` that
-shows its widgets, draws (`taming.demo.drawing`), and gives what it drew to `show_new`.
+A further one is a row of `ACTIONS`: a function of the `Desk` that shows its widgets, draws
+(`taming.demo.drawing`), and gives what it drew to `show_new`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import streamlit as st
 from taming.demo.compare import show_comparison
 from taming.demo.desk import Desk
 from taming.demo.gallery import show_gallery, show_regions
+from taming.demo.guided import show_guidance
 from taming.demo.history import history, show_history
 from taming.demo.runs import Loaded
 
@@ -42,6 +43,7 @@ ACTIONS = (
     Action("Samples", show_gallery),
     Action("Change a region", show_regions),
     Action("Compare", show_comparison),
+    Action("Guide", show_guidance),
     Action("History", _show_history),
     Action("Share", _show_link),
 )

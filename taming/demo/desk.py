@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taming.demo.drawing import Drawn, draw, requests_for_inputs
 from taming.demo.runs import Loaded, PageArguments
+from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SampleSettings
 from taming.sampling.arguments import DataArguments
@@ -24,7 +25,7 @@ class Desk:
         inputs: None while there is nothing painted that could be drawn.
         keep, kept: what is kept of the inputs' image, in words and as tokens bool (h, w).
         link: all of it as text, see `Choices`.
-        arguments, data: the command line.
+        arguments, data, guide: the command line.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Desk:
     address: str
     arguments: PageArguments
     data: DataArguments
+    guide: Guide
 
     @property
     def model(self) -> Net2NetTransformer:

@@ -30,7 +30,16 @@ from taming.sampling.folder import png_info
 from taming.sampling.inputs import SampleInputs
 
 BATCH_SIZE = 4  # sampled at once
-CAPTION_KEYS = ("seed", "temperature", "top_k", "top_p", "guidance", "keep")  # under the samples
+CAPTION_KEYS = (
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance",
+    "keep",
+    "steps",
+    "prompts",
+)  # under the samples
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Drawn:
         width, height = self.image.size
         shown = [key for key in CAPTION_KEYS if key in self.record]
         shown = [key for key in shown if key != "guidance" or self.record[key] != 1]
-        settings = [f"{key.replace('_', ' ')} {self.record[key]}" for key in shown]
+        settings = [f"{key.replace('_', ' ')} {_as_text(self.record[key])}" for key in shown]
         count = sum(map(len, self.changes.values()))
         again = [f"{count} region{'s' * (count > 1)} drawn again"] if count else []
         return f"{width} x {height} pixels, {', '.join([*settings, *again])}"
@@ -97,6 +106,13 @@ class Drawn:
         if film is not None:
             files["MP4"] = (film, "video/mp4")
         return files
+
+
+def _as_text(value: object) -> str:
+    """A setting under an image: of prompts their names, and weights other than 1."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " + ".join(name if w == 1 else f"{name}:{w:g}" for name, w in value.items())
 
 
 def as_png(image: Image.Image, record: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from taming.demo.runs import Loaded, PageArguments, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
 from taming.demo.sources import PAINTING, choose_inputs
 from taming.errors import UserError, sentence
+from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import enlarged, to_pillow
 from taming.sampling.arguments import DataArguments, RunArguments, make_parser
@@ -30,17 +31,17 @@ DESCRIPTION = "Sample images in the browser."
 MOST_RATIO = 1.5  # width by height of a canvas that leaves room beside it
 
 
-def read_page_arguments() -> tuple[PageArguments, DataArguments]:
+def read_page_arguments() -> tuple[PageArguments, DataArguments, Guide]:
     """The command line."""
-    parser = make_parser(DESCRIPTION, DataArguments, run=PageArguments)
+    parser = make_parser(DESCRIPTION, DataArguments, Guide, run=PageArguments)
     args, overrides = parse(parser)
     page = from_flags(PageArguments, args, overrides=tuple(overrides))
-    return page, from_flags(DataArguments, args)
+    return page, from_flags(DataArguments, args), from_flags(Guide, args)
 
 
 def show() -> None:
     """The whole page; `UserError` for what the user can mend."""
-    arguments, data = read_page_arguments()  # first, as it may be asked for --help alone
+    arguments, data, guide = read_page_arguments()  # first, as it may be asked for --help alone
     require_local_server()
     choices = Choices()
     run = choose_run(choices, arguments.resume)
@@ -79,6 +80,7 @@ def show() -> None:
         address=choices.address(),
         arguments=arguments,
         data=data,
+        guide=guide,
     )
     with right:
         pressed = st.button("Sample", key="sample", type="primary", disabled=inputs is None)

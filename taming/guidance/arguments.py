@@ -20,16 +20,9 @@ RANDOM, PRIOR = "random", "prior"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What the images are of, and who judges that."""
+class Guide:
+    """Which network judges the images; at most one."""
 
-    prompt: tuple[str, ...] = flag(
-        (), "TEXT or TEXT:WEIGHT, several times; below 0: away from it", repeated=True
-    )
-    image_prompt: tuple[str, ...] = flag((), "FILE or FILE:WEIGHT, likewise", repeated=True)
-    classes: tuple[int, ...] | None = flag(
-        None, "as 3,7: images of each of these, for --classifier", parse=parse_numbers
-    )
     clip: str | None = flag(
         None, "guide: a model of open_clip's as ViT-B-32, ViT-B-32:TAG, or its folder"
     )
@@ -47,24 +40,45 @@ class Prompts:
         guides = [n for n in ("clip", "features", "classifier") if vars(self)[n] is not None]
         if len(guides) > 1:
             raise UserError(f"--{guides[0]} and --{guides[1]} are two guides; give one of them")
-        if not guides:
-            raise UserError(
-                "say who guides: --clip for texts, --features for image prompts, or --classifier "
-                "for classes"
-            )
-        if not (self.prompt or self.image_prompt or self.classes):
-            raise UserError("say what to draw: --prompt, --image_prompt or --classes")
         if self.clip_weights is not None and self.clip is None:
             raise UserError("--clip_weights are those of --clip, which is missing; add it")
 
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return any(name is not None for name in (self.clip, self.features, self.classifier))
+
     def load(self, device: torch.device) -> ImageEncoder:
-        """The guide."""
+        """The network."""
         if self.clip is not None:
             return load_clip(self.clip, self.clip_weights, device)
         if self.features is not None:
             return load_features(self.features, device)
         assert self.classifier is not None
         return load_classifier_guide(self.classifier, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Guide):
+    """What the images are of, and who judges that."""
+
+    prompt: tuple[str, ...] = flag(
+        (), "TEXT or TEXT:WEIGHT, several times; below 0: away from it", repeated=True
+    )
+    image_prompt: tuple[str, ...] = flag((), "FILE or FILE:WEIGHT, likewise", repeated=True)
+    classes: tuple[int, ...] | None = flag(
+        None, "as 3,7: images of each of these, for --classifier", parse=parse_numbers
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.given:
+            raise UserError(
+                "say who guides: --clip for texts, --features for image prompts, or --classifier "
+                "for classes"
+            )
+        if not (self.prompt or self.image_prompt or self.classes):
+            raise UserError("say what to draw: --prompt, --image_prompt or --classes")
 
     def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
         """What to draw, by the class; only None without `--classes`."""
