@@ -92,7 +92,7 @@ ALLOWED = {
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},
     "guidance": LEAVES | {"guidance", "evaluation", "sampling", "models", "modules"},
     "training": LEAVES | {"training", "models", "modules", "data"},
-    "demo": LEAVES | {"demo", "sampling", "models", "modules", "data"},
+    "demo": LEAVES | {"demo", "guidance", "sampling", "models", "modules", "data"},
 }
 
 

@@ -7,6 +7,7 @@ images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -31,8 +32,8 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
-    """Group normalization over 32 groups, or `norm_groups` of `Encoder` and `Decoder`."""
-    return nn.GroupNorm(GROUPS, in_channels, eps=1e-6, affine=True)
+    """Group normalization over 32 groups; `Encoder` and `Decoder` set `norm_groups` afterwards."""
+    return nn.GroupNorm(math.gcd(GROUPS, in_channels), in_channels, eps=1e-6, affine=True)
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

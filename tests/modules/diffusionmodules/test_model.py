@@ -205,3 +205,12 @@ def test_fewer_groups_keep_how_bright_an_image_is() -> None:
     assert made[8].state_dict().keys() == made[32].state_dict().keys()
     with pytest.raises(UserError, match="cannot split into 24"):
         Decoder(**sizes, norm_groups=24)
+
+
+def test_widths_that_32_does_not_divide() -> None:
+    sizes = {**SMALL, "ch": 48, "attn_resolutions": [8]}
+    encoder, decoder = (kind(**sizes, norm_groups=16) for kind in (Encoder, Decoder))
+    groups = {
+        m.num_groups for n in (encoder, decoder) for m in n.modules() if hasattr(m, "num_groups")
+    }
+    assert groups == {16} and decoder(encoder(torch.randn(1, 3, 16, 16))).shape == (1, 3, 16, 16)
