@@ -32,8 +32,9 @@ from taming.evaluation.figures.arguments import (
     figure_parser,
     save_page,
 )
-from taming.evaluation.figures.commands import draw_cost, draw_neighbors, draw_sizes
+from taming.evaluation.figures.commands import draw_cost, draw_sizes
 from taming.evaluation.figures.loss_curves import LossCurve, compared, loss_rows, plot_losses
+from taming.evaluation.figures.neighbor_command import draw_neighbors
 from taming.evaluation.figures.samples import first_requests, order_picture
 from taming.evaluation.metrics.likelihood import LikelihoodScores
 from taming.evaluation.tasks.likelihood import LikelihoodArguments, MeasuredLikelihood, measure_run

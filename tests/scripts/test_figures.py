@@ -109,6 +109,20 @@ def test_neighbors_by_lpips(
     assert two["protocol"]["features"]["layers"] == ["16"]
 
 
+def test_neighbors_without_lpips_draw_no_samples(
+    runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.delenv("TAMING_VGG16", raising=False)
+    reference = image_folder(tmp_path / "reference", 2, 8, 8)
+    monkeypatch.setattr("taming.evaluation.figures.neighbor_command.chosen_samples", None)
+    with pytest.raises(SystemExit):
+        main(["neighbors", runs[0], str(reference), *TINY, *CPU])
+    message = capsys.readouterr().err
+    assert "VGG16" in message and message.endswith("or use --by features\n")
+    assert "left out" not in message
+
+
 def test_neighbors_of_a_runs_samples_by_features(runs: tuple[str, str], tmp_path: Path) -> None:
     reference = image_folder(tmp_path / "reference", 4, 8, 8)
     flags = ["--by", "features", "-n", "3", "--classes", "1", "--rows", "2", *TINY, *CPU]
