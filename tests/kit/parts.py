@@ -36,9 +36,17 @@ from taming.modules.transformer import permuter
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import ActNorm, Labelator, SOSProvider
+from taming.modules.vqvae.bsq import BSQ
+from taming.modules.vqvae.cosine import CosineQuantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
+from taming.modules.vqvae.fsq import FSQ
+from taming.modules.vqvae.grouped import GroupedQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
+from taming.modules.vqvae.ibq import IBQ
+from taming.modules.vqvae.lfq import LFQ
 from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
+from taming.modules.vqvae.residual import ResidualQuantizer
+from taming.modules.vqvae.simvq import SimVQ
 from tests.kit.extractor import dinov2, inception, small_classifier_extractor
 from tests.kit.models import (
     DALLE,
@@ -152,6 +160,7 @@ def nearest(**options: Any) -> VectorQuantizer2:
 
 REVIVAL = {"revive_after": 2, "entropy_weight": 0.1}
 LATENTS = of_images(8, 4)
+COSINE = {"target": "taming.modules.vqvae.cosine.CosineQuantizer", "params": {"n_e": 8, "e_dim": 2}}
 QUANTIZERS = {
     "VectorQuantizer2": Part(nearest, LATENTS),
     "VectorQuantizer2, revival": Part(lambda: nearest(**REVIVAL), LATENTS),
@@ -159,6 +168,16 @@ QUANTIZERS = {
     "EMAVectorQuantizer": Part(lambda: EMAVectorQuantizer(16, 4, 0.25, **REVIVAL), LATENTS),
     "GumbelQuantize": Part(lambda: GumbelQuantize(4, 4, 16, revive_after=2), LATENTS),
     "GumbelQuantize, soft": Part(lambda: GumbelQuantize(4, 4, 16, straight_through=False), LATENTS),
+    "CosineQuantizer": Part(lambda: CosineQuantizer(16, 4, **REVIVAL), LATENTS),
+    "CosineQuantizer, clustering": Part(lambda: CosineQuantizer(16, 4, clustering=True), LATENTS),
+    "FSQ": Part(lambda: FSQ([3, 4, 5, 3]), LATENTS),
+    "FSQ, symmetric": Part(lambda: FSQ([2, 3, 4, 5], symmetric=True), LATENTS),
+    "LFQ": Part(lambda: LFQ(16), LATENTS),
+    "BSQ": Part(lambda: BSQ(16), LATENTS),
+    "IBQ": Part(lambda: IBQ(16, 4), LATENTS),
+    "SimVQ": Part(lambda: SimVQ(16, 4, entropy_weight=0.1), LATENTS),
+    "ResidualQuantizer": Part(lambda: ResidualQuantizer(16, 4, 2, **REVIVAL), LATENTS),
+    "GroupedQuantizer": Part(lambda: GroupedQuantizer(2, COSINE), LATENTS),
     "KMeans": Part(lambda: after_first_batch(KMeans(8, 3, resolution=8)), of_images(8), encode),
 }
 

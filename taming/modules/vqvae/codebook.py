@@ -319,10 +319,14 @@ class Codebook(nn.Module):
         known = (indices >= 0) & (indices < len(self.used))
         return self.used[torch.where(known, indices, 0)]
 
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes [..., e_dim] of indices [...] into the whole codebook."""
+        return F.embedding(indices, self.codes)
+
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
-        codes = F.embedding(indices, self.codes)  # (..., e_dim)
+        codes = self.look_up(indices)  # (..., e_dim)
         if shape is None:
             return codes
         return codes.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
