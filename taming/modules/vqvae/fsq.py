@@ -37,6 +37,8 @@ class FSQ(Codebook):
     """
 
     unit: Tensor  # 1, of the codes' dtype and device
+    steps: Tensor  # the levels [D], as integers
+    basis: Tensor  # what a step of each channel counts in the index, [D]
 
     def __init__(
         self,
@@ -49,22 +51,17 @@ class FSQ(Codebook):
         _check_levels(self.levels, symmetric)
         super().__init__(math.prod(self.levels), len(self.levels), remap, unknown_index)
         self.register_buffer("unit", torch.ones(()), persistent=False)
+        basis = [math.prod(self.levels[:d]) for d in range(len(self.levels))]
+        for name, numbers in (("steps", self.levels), ("basis", basis)):
+            self.register_buffer(name, torch.tensor(numbers), persistent=False)
 
     @property
     def codes(self) -> Tensor:
         return self.look_up(torch.arange(self.n_e, device=self.unit.device))
 
-    def _levels(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.levels, device=like.device)
-
-    def _basis(self, like: Tensor) -> Tensor:
-        """What each channel's level counts in the index."""
-        products = [math.prod(self.levels[:d]) for d in range(self.e_dim)]
-        return torch.tensor(products, device=like.device)
-
     def look_up(self, indices: Tensor) -> Tensor:
-        levels = self._levels(indices)
-        digits = indices[..., None] // self._basis(indices) % levels  # (..., D)
+        levels = self.steps
+        digits = indices[..., None] // self.basis % levels  # (..., D)
         if self.symmetric:
             return (2 * digits / (levels - 1) - 1).to(self.unit.dtype)
         half = levels // 2
@@ -72,7 +69,7 @@ class FSQ(Codebook):
 
     def _bounded(self, rows: Tensor) -> Tensor:
         """Latents [N, D], each channel between the outermost of its integers."""
-        levels = self._levels(rows).to(rows)
+        levels = self.steps.to(rows.dtype)
         if self.symmetric:
             return (levels - 1) * (rows.tanh() + 1) / 2  # 0 to L - 1
         half = (levels - 1) * (1 + MARGIN) / 2
@@ -83,14 +80,14 @@ class FSQ(Codebook):
         """Latents [B, len(levels), h, w] -> `Quantized`."""
         with without_autocast(z.device):
             rows = codebook.channels_last(z)  # (N, D)
-            levels, bounded = self._levels(rows), self._bounded(rows)
+            levels, bounded = self.steps, self._bounded(rows)
             # Half up, as published, or to even.
             whole = (bounded + 0.5).floor() if self.symmetric else bounded.round()
             numbers = codebook.straight_through(bounded, whole)
             half = levels // 2
             scaled = 2 * numbers / (levels - 1) - 1 if self.symmetric else numbers / half
             digits = whole.long() if self.symmetric else whole.long() + half
-            indices = (digits * self._basis(rows)).sum(dim=1)  # (N,)
+            indices = (digits * self.basis).sum(dim=1)  # (N,)
         z_q = codebook.channels_first(scaled, like=z).to(self.unit.dtype)
         return z_q, rows.new_zeros(()), (None, None, self._shaped(indices, z, as_grid=True))
 
