@@ -60,12 +60,14 @@ class MultiScaleVQ(VQModel):
         refused = {"sane_index_shape": False, "legacy": True, "quantizer_config": None}
         for name, default in refused.items():
             if options.pop(name, default) != default:
-                raise UserError(f"{type(self).__name__} has a quantizer of its own; leave out {name}")
+                raise UserError(
+                    f"{type(self).__name__} has a quantizer of its own; leave out {name}"
+                )
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size is an odd number, such as 3, not {kernel_size}")
         self._kernel_size = kernel_size
         self._scales = None if scales is None else checked_scales(scales)
-        self._quantizer_options = {
+        self._quantizer_options: dict[str, Any] = {
             "beta": beta,
             "using_znorm": using_znorm,
             "quant_resi": quant_resi,
@@ -96,13 +98,8 @@ class MultiScaleVQ(VQModel):
         side = self._kernel_size
         return nn.Conv2d(conv.in_channels, conv.out_channels, side, padding=side // 2)
 
-    def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> indices [B, n], scale by scale; see `MultiScaleQuantizer`."""
-        self.check_images(x)
-        return self.encode(x)[2][2]
-
-    def decode_indices(self, indices: Tensor, size: Size | None = None) -> Tensor:
-        """Indices [B, n] -> images [B, C, H, W].
+    def decode_scales(self, indices: Tensor, size: Size | None = None) -> list[Tensor]:
+        """Indices [B, n] -> the image [B, C, H, W] after each scale, coarse to fine.
 
         Args:
             size: rows and columns of the finest grid; by default square.
@@ -110,22 +107,28 @@ class MultiScaleVQ(VQModel):
         Raises:
             UserError: for indices of no code, or not as many as such images have.
         """
-        return self.decode(self._latents_after(indices, size)[-1])
-
-    def decode_scales(self, indices: Tensor, size: Size | None = None) -> list[Tensor]:
-        """The image [B, C, H, W] after each scale, coarse to fine; arguments as in
-        `decode_indices`."""
-        return [self.decode(latents) for latents in self._latents_after(indices, size)]
+        self.check_indices(indices, size)
+        return [self.decode(one) for one in self.quantize.latents_after(indices, size)]
 
     def next_scale_inputs(self, indices: Tensor, size: Size | None = None) -> Tensor:
         """What a transformer that predicts scale by scale reads of indices [B, n]: see
         `MultiScaleQuantizer.next_scale_inputs`."""
-        self.check_indices(indices)
+        self.check_indices(indices, size)
         return self.quantize.next_scale_inputs(indices, size)
 
-    def _latents_after(self, indices: Tensor, size: Size | None) -> list[Tensor]:
-        self.check_indices(indices)
-        return self.quantize.latents_after(indices, size)
+    def logged_names(self) -> set[str] | None:
+        names = super().logged_names()
+        return None if names is None else {*names, *self._loss_names()}
+
+    def _loss_names(self) -> list[str]:
+        return [f"val/codebook_loss_{scale}" for scale in self.quantize.level_sizes]
+
+    def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
+        super()._evaluate(batch, split)
+        losses = self.quantize.scale_losses
+        if split == "val" and losses is not None:
+            each = zip(self._loss_names(), losses, strict=True)
+            self.log_dict(dict(each), on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
         """Keep how far the running counts of codes are, which the published names have no place

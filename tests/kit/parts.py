@@ -38,7 +38,9 @@ from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import ActNorm, Labelator, SOSProvider
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
+from taming.modules.vqvae.scales import Phi
 from tests.kit.extractor import dinov2, inception, small_classifier_extractor
 from tests.kit.models import (
     DALLE,
@@ -150,6 +152,10 @@ def nearest(**options: Any) -> VectorQuantizer2:
     return VectorQuantizer2(16, 4, 0.25, sane_index_shape=True, **options)
 
 
+def multi_scale(**options: Any) -> MultiScaleQuantizer:
+    return MultiScaleQuantizer(16, 4, [1, 2, 8], **options)
+
+
 REVIVAL = {"revive_after": 2, "entropy_weight": 0.1}
 LATENTS = of_images(8, 4)
 QUANTIZERS = {
@@ -159,6 +165,9 @@ QUANTIZERS = {
     "EMAVectorQuantizer": Part(lambda: EMAVectorQuantizer(16, 4, 0.25, **REVIVAL), LATENTS),
     "GumbelQuantize": Part(lambda: GumbelQuantize(4, 4, 16, revive_after=2), LATENTS),
     "GumbelQuantize, soft": Part(lambda: GumbelQuantize(4, 4, 16, straight_through=False), LATENTS),
+    "MultiScaleQuantizer": Part(partial(multi_scale, revive_after=2), LATENTS),
+    "MultiScaleQuantizer, by direction": Part(partial(multi_scale, using_znorm=True), LATENTS),
+    "Phi": Part(lambda: Phi(4, 0.5), LATENTS),
     "KMeans": Part(lambda: after_first_batch(KMeans(8, 3, resolution=8)), of_images(8), encode),
 }
 
@@ -225,6 +234,7 @@ def there_and_back(model: Any, x: Tensor) -> Any:
         return model(x), tokens, model.decode_indices(tokens)
 
 
+MULTI_SCALE = "taming.models.multi_scale.MultiScaleVQ"
 TWO_LEVEL = "taming.models.two_level.TwoLevelVQ"
 TOP = {"z_channels": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
 GUMBEL = {"temperature_scheduler_config": cosine_config()}
@@ -251,10 +261,13 @@ STAGES = {
     ),
     "images to ONNX": Part(lambda: _ToIndices(first_stage()), of_images(), quick=False),
     "images from ONNX": Part(
-        lambda: _ToImages(first_stage()), lambda: (indices(2, 8, 8),), quick=False
+        lambda: _ToImages(first_stage(), (8, 8)), lambda: (indices(2, 8, 8),), quick=False
     ),
     "TwoLevelVQ": Part(
         lambda: first_stage(TWO_LEVEL, top_ddconfig=TOP), of_images(), there_and_back, quick=False
+    ),
+    "MultiScaleVQ": Part(
+        partial(first_stage, MULTI_SCALE), of_images(), there_and_back, quick=False
     ),
     "averages": Part(lambda: LitEma(nn.Linear(3, 3)), lambda: (nn.Linear(3, 3),)),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from taming.checkpoint.layouts import diffusers, vqgan
+from taming.checkpoint.layouts import diffusers, var, vqgan
 from taming.checkpoint.layouts.base import Layout, Shapes, Tensors
 
 __all__ = ["LAYOUTS", "Layout", "nearest", "recognised", "renamed_layout"]
@@ -16,6 +16,7 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (  # of those that recognise the same tensors, the first is taken
         diffusers.LAYOUT,
+        var.LAYOUT,
         vqgan.LAYOUT,
     )
 }

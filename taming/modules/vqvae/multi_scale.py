@@ -71,7 +71,8 @@ class MultiScaleQuantizer(Codebook):
         UserError: for scales that do not grow.
     """
 
-    ema_vocab_hit_SV: Tensor  # (K, n_e), how often each scale has taken each code of late
+    # (K, n_e), how often each scale has taken each code of late; the published name
+    ema_vocab_hit_SV: Tensor  # noqa: N815
     hit_updates: Tensor  # (), how many scales the hits have counted since this was made
 
     def __init__(
@@ -98,7 +99,9 @@ class MultiScaleQuantizer(Codebook):
         self._n_phis = share_quant_resi or n_scales
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
-        self.revival = ScaleRevival(n_scales, n_e, revive_after, least_use) if revive_after else None
+        self.revival = (
+            ScaleRevival(n_scales, n_e, revive_after, least_use) if revive_after else None
+        )
         self.scale_losses: Tensor | None = None  # (K,), of the last batch
 
     @property
@@ -115,6 +118,18 @@ class MultiScaleQuantizer(Codebook):
         """The shape (n,) of the indices of one image whose latents are `height` x `width`."""
         return (sum(p * q for p, q in self.sizes(height, width)),)
 
+    @property
+    def level_sizes(self) -> dict[str, int]:
+        """The codes of each scale, by its sides for square latents: "1x1", "2x2" and so on."""
+        return {f"{side}x{side}": self.n_e for side in self.scales}
+
+    def split_sized(self, indices: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        grids = self.split(indices, self.sizes(height, width))
+        return dict(zip(self.level_sizes, grids, strict=True))
+
+    def split_levels(self, indices: Tensor) -> dict[str, Tensor]:
+        return self.split_sized(indices, *self._square_of(indices))
+
     def latent_size(self, count: int) -> Size:
         """(rows, columns) of the square latents that have `count` indices.
 
@@ -130,21 +145,24 @@ class MultiScaleQuantizer(Codebook):
             )
         return side, side
 
-    def split(self, indices: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
-        """Indices [B, n] -> those of each scale [B, p, q].
+    def _square_of(self, indices: Tensor) -> Size:
+        self._require_rows(indices)
+        return self.latent_size(indices.shape[1])
 
-        Args:
-            sizes: of the scales; by default those of square latents.
-
-        Raises:
-            UserError: if they are not that many.
-        """
+    def _require_rows(self, indices: Tensor) -> None:
         if indices.dim() != 2:
             raise UserError(
                 f"indices of {len(self.scales)} scales are [B, n], scale by scale; these are "
                 f"{list(indices.shape)}"
             )
-        grids = self.sizes(*self.latent_size(indices.shape[1])) if sizes is None else sizes
+
+    def split(self, indices: Tensor, grids: Sequence[Size]) -> list[Tensor]:
+        """Indices [B, n] -> those of each scale [B, p, q], whose sizes are `grids`.
+
+        Raises:
+            UserError: if they are not that many.
+        """
+        self._require_rows(indices)
         counts = [p * q for p, q in grids]
         if sum(counts) != indices.shape[1]:
             raise UserError(
@@ -185,13 +203,13 @@ class MultiScaleQuantizer(Codebook):
             UserError: if it is not.
         """
         height, width = z.shape[2:]
-        grids = list(self.sizes(height, width) if sizes is None else sizes)
-        if not grids or tuple(grids[-1]) != (height, width):
+        grids = self.sizes(height, width) if sizes is None else sizes
+        if not grids or grids[-1] != (height, width):
             raise UserError(f"the last of the sizes must be the latents' own, {height} x {width}")
         rest = codebook.precise(z).detach()
         total = torch.zeros_like(rest)
         for scale, grid in enumerate(grids):
-            rows = codebook.channels_last(area_down(rest, tuple(grid)))  # (B * p * q, C)
+            rows = codebook.channels_last(area_down(rest, grid))  # (B * p * q, C)
             indices = self.nearest(rows)
             placed = indices.reshape(-1, *grid)
             added = self._upwards(placed, scale, len(grids), (height, width))
@@ -264,7 +282,7 @@ class MultiScaleQuantizer(Codebook):
         Raises:
             UserError: if that many indices do not fit.
         """
-        height, width = size or self.latent_size(indices.shape[-1])
+        height, width = size or self._square_of(indices)
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
         grids = self.split(indices, self.sizes(height, width))
@@ -289,7 +307,7 @@ class MultiScaleQuantizer(Codebook):
         Raises:
             UserError: as `latents_after`.
         """
-        size = size or self.latent_size(indices.shape[-1])
+        size = size or self._square_of(indices)
         grids, sums = self.sizes(*size), self.latents_after(indices, size)
         seen = [area_down(one, grid) for one, grid in zip(sums[:-1], grids[1:], strict=True)]
         empty = sums[0].new_zeros(len(indices), 0, self.e_dim)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.modules.vqvae.codebook import precise
+from taming.modules.vqvae.codebook import SeveralLevels, precise
 
 Size = tuple[int, int]
 """(rows, columns) of a scale."""
@@ -24,6 +26,15 @@ PUBLISHED: dict[int, tuple[int, ...]] = {
     64: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
 """Sides of the scales that VAR has for latents of these sides (256, 512 and 1024 pixels)."""
+
+
+@runtime_checkable
+class SizedLevels(SeveralLevels, Protocol):
+    """Levels whose indices [B, n] tell no sides: without any given, those of square codes are
+    meant. `get_codebook_entry` takes a shape (B, height, width, e_dim) then."""
+
+    def split_sized(self, indices: Tensor, height: int, width: int, /) -> dict[str, Tensor]:
+        """As `split_levels`, of codes [e_dim, height, width]."""
 
 
 def scales_for(side: int) -> tuple[int, ...]:
@@ -37,7 +48,7 @@ def scales_for(side: int) -> tuple[int, ...]:
 def checked_scales(scales: Sequence[int]) -> tuple[int, ...]:
     """The sides of scales; raises `UserError` unless they grow from 1 or more."""
     sides = tuple(scales)
-    grow = all(a < b for a, b in zip(sides, sides[1:], strict=False))
+    grow = all(a < b for a, b in pairwise(sides))
     if not sides or not all(isinstance(side, int) for side in sides) or sides[0] < 1 or not grow:
         raise UserError(
             f"scales are sides that grow up to that of the latents, such as [1, 2, 4, 8], not "

@@ -164,7 +164,9 @@ def test_scales_of_latents() -> None:
         assert scales[0] == 1 and scales[-1] == side and list(scales) == sorted(set(scales))
     assert sizes_on([1, 2, 4], 4, 6) == ((1, 2), (2, 3), (4, 6))
     assert sizes_on([1, 2, 8], 2, 1) == ((1, 1), (1, 1), (2, 1))
-    assert side_of([1, 2, 4], 21) == 4 and side_of([1, 2, 4], 84) == 8 and side_of([1, 2], 6) is None
+    assert (
+        side_of([1, 2, 4], 21) == 4 and side_of([1, 2, 4], 84) == 8 and side_of([1, 2], 6) is None
+    )
 
 
 @torch.no_grad()
@@ -194,7 +196,7 @@ def test_wrong_sizes_are_a_sentence() -> None:
     with pytest.raises(UserError, match="scales of 1 x 2, 2 x 3, 4 x 6 have 32 indices, .* 21"):
         quantizer.latents_after(torch.zeros(1, 21, dtype=torch.long), (4, 6))
     with pytest.raises(UserError, match=r"are \[B, n\], scale by scale; these are \[2, 3, 7\]"):
-        quantizer.split(torch.zeros(2, 3, 7, dtype=torch.long))
+        quantizer.split_levels(torch.zeros(2, 3, 7, dtype=torch.long))
 
 
 def test_remapped_indices() -> None:
