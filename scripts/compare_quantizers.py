@@ -41,9 +41,11 @@ from taming.evaluation.tasks.quantizers import (
 )
 from taming.program import train_apart
 from taming.shipped import config_names, find_config
+from taming.training.logged_times import read_seconds
 
 SCRIPT = "scripts/compare_quantizers.py"
 FOLDER = "quantizers/"  # of the shipped configs
+LOGGED = "train/aeloss"  # whose times tell how fast training was
 PHOTOGRAPHS = "data/photographs"  # what the recipe of that name reads
 
 
@@ -111,6 +113,16 @@ def prepare_data(recipe: Path) -> None:
         write_photographs(Path(PHOTOGRAPHS))
 
 
+def steps_a_second(run: Path) -> float | None:
+    """Of a run's training, with its validation; None where too little was logged."""
+    seconds = read_seconds(run / "tensorboard", LOGGED)
+    if len(seconds) < 2:
+        return None
+    first, last = min(seconds), max(seconds)
+    taken = seconds[last] - seconds[first]
+    return (last - first) / taken if taken > 0 else None
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     begun = time.monotonic()
@@ -127,8 +139,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: dict[str, list[Evaluated]] = {}
     shown: list[LoadedFirstStage] = []
     for name, config in configs.items():
-        stages = [LoadedFirstStage.load(run) for run in train(options, recipe, name, config)]
-        results[name] = [evaluate(evaluator, stage, images) for stage in stages]
+        runs = train(options, recipe, name, config)
+        stages = [LoadedFirstStage.load(run) for run in runs]
+        results[name] = [
+            evaluate(evaluator, stage, images, steps_a_second(run))
+            for run, stage in zip(runs, stages, strict=True)
+        ]
         shown.append(replace(stages[0], name=name.partition("_")[2] or name))
         print(markdown_table(table_rows(results)), flush=True)
     rows = table_rows(results)

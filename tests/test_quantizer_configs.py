@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taming.config import instantiate_from_config, load_config
-from taming.models.codes import bits_of
+from taming.evaluation.tasks.quantizers import bits_of
 from tests.support import ROOT
 
 FOLDER = ROOT / "configs" / "quantizers"

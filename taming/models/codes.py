@@ -320,12 +320,3 @@ def names_of_uses(quantizer: CodeTable) -> set[str]:
     """The names of what `codebook_uses` gives."""
     levels = ("", *(f"_{name}" for name in level_sizes(quantizer)))
     return {f"codebook_{of}{level}" for of in ("usage", "perplexity") for level in levels}
-
-
-def bits_of(quantizer: CodeTable, indices: Tensor) -> float:
-    """Bits that the indices [1, ...] of an image take, each as log2 of its level's codes."""
-    if not isinstance(quantizer, SeveralLevels):
-        return indices.numel() * math.log2(quantizer.n_e)
-    sizes = quantizer.level_sizes
-    levels = quantizer.split_levels(indices)
-    return sum(level.numel() * math.log2(sizes[name]) for name, level in levels.items())

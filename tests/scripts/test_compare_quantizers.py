@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.compare_quantizers import Options, main
+from scripts.compare_quantizers import Options, main, steps_a_second
 from taming import program
 from taming.evaluation.tasks import quantizers
-from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, steps_a_second, table_rows
+from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, table_rows
 from taming.training.cli import main as train
 from tests.training.test_logged_times import write_start
 
@@ -40,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run(words: Sequence[str], folder: Path | None = None) -> None:
         names.append(words[words.index("-n") + 1] if "-n" in words else words[2])
         quick = ["--limit_val_batches", "1", "data.params.batch_size=4"]
-        monkeypatch.setattr(sys, "argv", [])
+        monkeypatch.setattr(sys, "argv", ["main.py"])
         train([*words[1:], *quick])
 
     monkeypatch.setattr(program, "run_apart", run)
@@ -91,8 +91,8 @@ def test_means_and_spreads() -> None:
 def test_speed_is_that_of_the_log(tmp_path: Path) -> None:
     assert steps_a_second(tmp_path) is None
     folder = tmp_path / "tensorboard"
-    write_start(folder, {}, begun=0.0)
-    assert steps_a_second(tmp_path) is None
+    write_start(folder, {20: 10.0, 40: 12.0, 120: 20.0}, begun=1000.0, name="train/aeloss")
+    assert steps_a_second(tmp_path) == pytest.approx(10.0)
 
 
 WRONG = {

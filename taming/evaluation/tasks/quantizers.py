@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
@@ -21,11 +23,9 @@ from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, LoadedFirstStage
 from taming.evaluation.tasks.report import SEED, WEIGHTS, read_labeled, similar_groups
-from taming.models.codes import bits_of
-from taming.training.logged_times import read_seconds
+from taming.modules.vqvae.codebook import CodeTable, SeveralLevels
 
 BY = "FID by a small classifier of the training images: comparable within this data alone"
-LOGGED = "train/aeloss"  # whose times tell how fast training was
 # Columns of the table: title and style by metric.
 COLUMNS = {
     "rfid": ("FID", "{:.2f}"),
@@ -73,13 +73,17 @@ class Evaluated:
 
 @torch.no_grad()
 def evaluate(
-    evaluator: FirstStageEvaluator, stage: LoadedFirstStage, images: ImageSource
+    evaluator: FirstStageEvaluator,
+    stage: LoadedFirstStage,
+    images: ImageSource,
+    speed: float | None = None,
 ) -> Evaluated:
-    """The numbers of a run's first stage; its bits are those of the first image."""
+    """The numbers of a run's first stage, `speed` in steps a second among them; its bits are those
+    of the first image."""
     result = evaluator(stage, images)
     assert result is not None  # there is one process
     numbers = {name: float(v) for name, v in result.metrics.items() if isinstance(v, float)}
-    if (speed := steps_a_second(stage.run.folder)) is not None:
+    if speed is not None:
         numbers["steps_a_second"] = speed
     first = next(iter(images.batches(1)))[0]
     x = model_input(first.pixels[None], stage.model.channels)
@@ -89,14 +93,13 @@ def evaluate(
     return Evaluated(numbers, bits / (height * width), bits, result.reconstructions)
 
 
-def steps_a_second(run: Path) -> float | None:
-    """Of a run's training, with its validation; None where too little was logged."""
-    seconds = read_seconds(run / "tensorboard", LOGGED)
-    if len(seconds) < 2:
-        return None
-    first, last = min(seconds), max(seconds)
-    taken = seconds[last] - seconds[first]
-    return (last - first) / taken if taken > 0 else None
+def bits_of(quantizer: CodeTable, indices: Tensor) -> float:
+    """Bits that the indices [1, ...] of an image take, each as log2 of its level's codes."""
+    if not isinstance(quantizer, SeveralLevels):
+        return indices.numel() * math.log2(quantizer.n_e)
+    sizes = quantizer.level_sizes
+    levels = quantizer.split_levels(indices)
+    return sum(level.numel() * math.log2(sizes[name]) for name, level in levels.items())
 
 
 def over_seeds(runs: Sequence[Evaluated]) -> dict[str, dict[str, Any]]:
