@@ -51,8 +51,7 @@ class CodeTable(Protocol):
 class Quantizer(CodeTable, Protocol):
     """Latents -> the nearest (or sampled) codebook vectors and their indices.
 
-    A quantizer whose latents have more or fewer channels than its codes also has an attribute
-    `input_channels`.
+    One whose latents have more or fewer channels than its codes also has `input_channels`.
     """
 
     def __call__(self, z: Tensor, /) -> Quantized:
