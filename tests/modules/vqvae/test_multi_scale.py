@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_published_loss() -> None:
     for parameter, gradient in zip(trained, expected_of, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient)
-    assert quantizer.scale_losses is not None and quantizer.scale_losses.shape == (3,)
+    assert quantizer.scale_losses.shape == (3,)
     torch.testing.assert_close(quantizer.scale_losses.mean(), loss.detach())
 
 
