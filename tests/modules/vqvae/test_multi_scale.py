@@ -123,6 +123,12 @@ def test_gradients_are_those_of_the_published_loss() -> None:
     torch.testing.assert_close(quantizer.scale_losses.mean(), loss.detach())
 
 
+def test_residuals_keep_no_graph() -> None:
+    steps = list(small().steps(latents().requires_grad_()))
+    assert not any(step.rows.requires_grad for step in steps)
+    assert all(step.latents.requires_grad for step in steps)
+
+
 def test_computed_in_full_precision_under_autocast() -> None:
     quantizer, z = small(), latents()
     plain = quantizer(z)
