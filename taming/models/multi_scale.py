@@ -127,7 +127,7 @@ class MultiScaleVQ(VQModel):
         super()._evaluate(batch, split)
         if split == "val":
             each = zip(self._loss_names(), self.quantize.scale_losses, strict=True)
-            how = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
             self.log_dict(dict(each), batch_size=len(batch[self.image_key]), **how)
 
     def on_save_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
