@@ -110,6 +110,15 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
         f"python scripts/gallery.py --only {name}": ("trains for minutes", check_flags)
         for name in PICTURES
     },
+    "python scripts/compare_quantizers.py": ("trains for hours", check_flags),
+    "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3": (
+        "trains for hours",
+        check_flags,
+    ),
+    "taming compare-quantizers --quantizers digits_vq digits_fsq --seeds 2": (
+        "trains for many minutes",
+        nothing_to_check,
+    ),
     "make gpu": ("needs a GPU", check_target),
     "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
     "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
@@ -141,6 +150,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "make faults": ("takes minutes", check_target),
     "taming push logs/<run> owner/name --license mit": (NETWORK, nothing_to_check),
     "taming download dalle_dvae": (NETWORK, nothing_to_check),
+    "python scripts/download_models.py var_vae": (NETWORK, check_models),
     "python scripts/download_models.py NAME": (NETWORK, nothing_to_check),
     "torchrun --standalone --nproc_per_node 4 scripts/...": (PROCESSES, nothing_to_check),
     "python benchmarks/evaluation.py --memory": ("takes minutes", nothing_to_check),
@@ -169,6 +179,7 @@ EXECUTED = {
     "taming demo -r logs/<run of the transformer>": "tests/unrunnable.py",
     "python scripts/download_models.py cin_transformer": "tests/test_pretrained.py",
     "python scripts/download_models.py vqgan_imagenet_f16_16384": "tests/test_pretrained.py",
+    "python scripts/download_models.py var_vae": "tests/test_pretrained.py",
     "python scripts/download_models.py NAME": "tests/test_pretrained.py",
     "taming download dalle_dvae": "tests/test_pretrained.py",
     "taming push logs/<run> owner/name --license mit": "tests/scripts/test_push.py",
@@ -179,6 +190,14 @@ EXECUTED = {
         f"python scripts/gallery.py --only {name}": "tests/scripts/test_gallery.py"
         for name in PICTURES
     },
+    **dict.fromkeys(
+        [
+            "python scripts/compare_quantizers.py",
+            "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3",
+            "taming compare-quantizers --quantizers digits_vq digits_fsq --seeds 2",
+        ],
+        "tests/scripts/test_compare_quantizers.py",
+    ),
     "make demo": "tests/test_demo.py",
     "kill -USR1 <pid>": "tests/training/test_cli.py",
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": "tests/unrunnable.py",

@@ -17,7 +17,7 @@ from taming.atomic_files import write_text
 from taming.checkpoint import read_checkpoint
 from taming.checkpoint.hub import CONFIG, model_section, read_config
 from taming.checkpoint.hub import WEIGHTS as HUB_WEIGHTS
-from taming.checkpoint.names import names_for_diffusers, names_from_diffusers
+from taming.checkpoint.layouts.diffusers import names_for_diffusers, names_from_diffusers
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.vqgan import VQModel

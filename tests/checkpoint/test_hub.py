@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taming.checkpoint.hub import is_own_config, model_section
-from taming.checkpoint.names import names_from_diffusers
+from taming.checkpoint.layouts.diffusers import names_from_diffusers
 from taming.errors import UserError
 from tests.kit.models import ddconfig
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.export.onnx import to_onnx
+from taming.models.codes import decoded
 from tests.kit.datasets import images
 from tests.kit.models import build, ddconfig, first_stage_config
 from tests.scripts.test_no_room import no_room
@@ -24,13 +25,30 @@ TEMPERATURE = {
 }
 
 
+PLACE = "taming.modules.vqvae."
+# Quantizers of a `quantizer_config`: where they are, and their arguments.
+OTHERS: dict[str, dict[str, Any]] = {
+    "cosine.CosineQuantizer": {"n_e": 12, "e_dim": 4},
+    "fsq.FSQ": {"levels": [3, 4]},
+    "lfq.LFQ": {"n_e": 16},
+    "bsq.BSQ": {"n_e": 16},
+    "ibq.IBQ": {"n_e": 12, "e_dim": 4},
+    "simvq.SimVQ": {"n_e": 12, "e_dim": 4},
+    "residual.ResidualQuantizer": {"n_codes": 6, "e_dim": 4, "levels": 2},
+}
+
+
 def first_stage(kind: str, **extra: Any) -> Any:
+    if kind in OTHERS:
+        chosen = {"target": PLACE + kind, "params": OTHERS[kind]}
+        sizes = {"n_embed": None, "embed_dim": None}
+        return first_stage("VQModel", quantizer_config=chosen, **sizes, **extra)
     network = {**ddconfig(), "attn_resolutions": [8]}
     if kind == "GumbelVQ":
         extra["temperature_scheduler_config"] = TEMPERATURE
-    return build(
-        first_stage_config(f"taming.models.vqgan.{kind}", ddconfig=network, **extra)
-    ).eval()
+    place = "multi_scale" if kind == "MultiScaleVQ" else "vqgan"
+    config = first_stage_config(f"taming.models.{place}.{kind}", ddconfig=network, **extra)
+    return build(config).eval()
 
 
 def run(path: Path, name: str, value: Tensor) -> Tensor:
@@ -44,7 +62,10 @@ def run(path: Path, name: str, value: Tensor) -> Tensor:
     "kind",
     [
         "remapped",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("VQModel", "EMAVQ", "GumbelVQ")),
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("VQModel", "EMAVQ", "GumbelVQ", "MultiScaleVQ", *OTHERS)
+        ),
     ],
 )
 def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
@@ -61,7 +82,8 @@ def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
     indices = model.encode_to_indices(x)
     assert torch.equal(run(encoder, "images", x), indices)
     rebuilt = run(decoder, "indices", indices)
-    torch.testing.assert_close(rebuilt, model.decode_indices(indices), atol=1e-4, rtol=1e-4)
+    expected = decoded(model, indices, (8, 12))
+    torch.testing.assert_close(rebuilt, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_size_is_that_of_the_training_by_default(

@@ -1,17 +1,16 @@
 """What a quantizer is, and what all of them share: nearest code, look-up, remapping, counting.
 
-A new quantizer is a class in a file of its own, here or in any other package, and one line of YAML
-(`quantizer_config: {target: ..., params: ...}` in a first stage's params). It is an `nn.Module`
-with what the protocol `Quantizer` lists; inheriting from `Codebook` gives it all but `forward` and
-`codes`. Sources: VQ-VAE (arXiv 1711.00937) and VQGAN (arXiv 2012.09841, section 3.1).
+A new one is a class in a file of its own, here or elsewhere, and one line of YAML, a first stage's
+`quantizer_config: {target: ..., params: ...}`: an `nn.Module` with what the protocol `Quantizer`
+lists, of which `Codebook` has all but `forward` and `codes`. Sources: VQ-VAE (arXiv 1711.00937) and
+VQGAN (arXiv 2012.09841, section 3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,13 +21,15 @@ from taming.config_values import Count, CountOrZero, FilePath
 from taming.devices import without_autocast
 from taming.errors import UserError, absence
 from taming.limits import check_sizes
+from taming.modules.vqvae.products import full_fp32_matmul
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 """(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), computed in fp32 or better.
 
 `z_q` has the dtype of the codebook, which is fp32 under autocast too.
 
-`indices` has one entry for each of the B * h * w positions, in any shape.
+`indices` has one entry for each of the B * h * w positions, in any shape; of `SeveralLevels` they
+are [B, *index_shape].
 """
 
 
@@ -58,32 +59,72 @@ class Quantizer(CodeTable, Protocol):
         """Latents [B, input_channels, h, w] -> `Quantized`."""
 
 
+@runtime_checkable
+class SeveralLevels(Protocol):
+    """What a quantizer with several indices a position, or several grids of them, has beside.
+
+    `n_e` counts the codes of all levels or, if they share one table, of that. `get_codebook_entry`
+    takes indices [B, *index_shape] alone, and gives codes [B, e_dim, h, w] to decode an image from.
+    """
+
+    @property
+    def level_sizes(self) -> Mapping[str, int]:
+        """How many codes each level has, by its name, the coarsest first."""
+
+    def index_shape(self, height: int, width: int, /) -> tuple[int, ...]:
+        """The shape of an image's indices, whose codes are [e_dim, height, width]."""
+
+    def split_levels(self, indices: Tensor, /) -> dict[str, Tensor]:
+        """Indices [B, *index_shape] by level, each counted from 0, of any shape.
+
+        Raises:
+            UserError: for indices of another shape.
+        """
+
+
+@runtime_checkable
+class LevelTables(SeveralLevels, Protocol):
+    """Levels that are a grid with a table of codes each, which guidance optimizes."""
+
+    @property
+    def level_tables(self) -> tuple[Tensor, ...]:
+        """The codes of each level, [K, c]."""
+
+    @property
+    def level_factors(self) -> tuple[int, ...]:
+        """The sides of each level's grid, as multiples of the first's."""
+
+    def combined(self, *grids: Tensor) -> Tensor:
+        """Codes of each level [B, c, h, w] -> what an image is decoded from, [B, e_dim, h, w]."""
+
+
+def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
+    """The shape of an image's indices, whose codes are [e_dim, height, width]."""
+    if isinstance(quantizer, SeveralLevels):
+        return quantizer.index_shape(height, width)
+    return height, width
+
+
 # Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64
 # images of 16 x 16 codes has 16,384 latents; all distances to 16,384 codes at once would be 1 GiB.
 MAX_DISTANCES = 2**26
 
 
-@contextmanager
-def full_fp32_matmul() -> Iterator[None]:
-    """Keep TF32 and bf16 out: their error is larger than the gap between near codes."""
-    with ExitStack() as at_exit:
-        try:
-            precision = torch.get_float32_matmul_precision()
-            if precision != "highest":
-                at_exit.callback(torch.set_float32_matmul_precision, precision)
-                torch.set_float32_matmul_precision("highest")
-        except RuntimeError:  # set by the newer switches, which do not mix with this one
-            backend = torch.backends.cuda.matmul
-            at_exit.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-            backend.fp32_precision = "ieee"
-        yield
-
-
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, in fp32 or better."""
+    if torch.compiler.is_exporting():  # graphs of other programs have no such operation
+        return _nearest(latents.to(codebook), codebook)
     indices: Tensor = _nearest_code(latents, codebook)
     return indices
+
+
+def _nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """|z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So
+    the search is one matrix product, with the codes' squared lengths added in the same kernel."""
+    lengths = codebook.square().sum(dim=1)  # (K,)
+    # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
+    return torch.addmm(lengths, latents, codebook.t(), alpha=-2).argmin(dim=1)
 
 
 # An operation of its own, as switching the precision of products is none that a graph could hold.
@@ -91,61 +132,17 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     "taming::nearest_code", mutates_args=(), schema="(Tensor latents, Tensor codebook) -> Tensor"
 )
 def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search of `nearest_code`.
-
-    |z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So the
-    search is one matrix product, with the codes' squared lengths added in the same kernel.
-    """
+    """The search of `nearest_code`, in parts of bounded size."""
     codebook, latents = precise(codebook), precise(latents).to(precise(codebook))
     rows = max(1, MAX_DISTANCES // len(codebook))
     with without_autocast(latents.device), full_fp32_matmul():
-        lengths = codebook.square().sum(dim=1)  # (K,)
-        parts = [
-            # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
-            torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)
-            for part in torch.split(latents, rows)
-        ]
+        parts = [_nearest(part, codebook) for part in torch.split(latents, rows)]
     return torch.cat(parts)
 
 
 @_nearest_code.register_fake
 def _(latents: Tensor, codebook: Tensor) -> Tensor:
     return latents.new_empty(len(latents), dtype=torch.long)
-
-
-def fp32_products(rows: Tensor, others: Tensor) -> Tensor:
-    """Each of `rows` [N, D] with each of `others` [K, D] -> [N, K]: fp32, and its gradients too,
-    also where TF32 is allowed."""
-    products: Tensor = _fp32_products(rows, others)
-    return products
-
-
-@torch.library.custom_op(
-    "taming::fp32_products", mutates_args=(), schema="(Tensor rows, Tensor others) -> Tensor"
-)
-def _fp32_products(rows: Tensor, others: Tensor) -> Tensor:
-    with full_fp32_matmul():
-        return rows @ others.t()
-
-
-@_fp32_products.register_fake
-def _(rows: Tensor, others: Tensor) -> Tensor:
-    return rows @ others.t()
-
-
-def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    (rows, others), needed = ctx.saved_tensors, ctx.needs_input_grad
-    return (
-        fp32_products(grad, others.t()) if needed[0] else None,  # (N, K) @ (K, D)
-        fp32_products(grad.t(), rows.t()) if needed[1] else None,  # (K, N) @ (N, D)
-    )
-
-
-_fp32_products.register_autograd(_gradients, setup_context=_keep_factors)
 
 
 def count_codes(indices: Tensor, n_codes: int) -> Tensor:
@@ -271,10 +268,14 @@ class Codebook(nn.Module):
         known = (indices >= 0) & (indices < len(self.used))
         return self.used[torch.where(known, indices, 0)]
 
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes [..., e_dim] of indices [...] into the whole codebook."""
+        return F.embedding(indices, self.codes)
+
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
-        codes = F.embedding(indices, self.codes)  # (..., e_dim)
+        codes = self.look_up(indices)  # (..., e_dim)
         if shape is None:
             return codes
         return codes.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()

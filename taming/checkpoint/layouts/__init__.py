@@ -1,0 +1,41 @@
+"""Other projects' tokenizers, by the names and shapes of their tensors.
+
+A new one is a file here with a `LAYOUT`, and its place in `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from taming.checkpoint.layouts import diffusers, var, vqgan
+from taming.checkpoint.layouts.base import Layout, Shapes, Tensors
+
+__all__ = ["LAYOUTS", "Layout", "nearest", "recognised", "renamed_layout"]
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (  # of those that recognise the same tensors, the first is taken
+        diffusers.LAYOUT,
+        var.LAYOUT,
+        vqgan.LAYOUT,
+    )
+}
+
+
+def recognised(shapes: Shapes) -> Layout | None:
+    """The layout of tensors with these names and shapes, if it is known."""
+    return next((layout for layout in LAYOUTS.values() if layout.recognises(shapes)), None)
+
+
+def nearest(names: Collection[str]) -> tuple[Layout, list[str]]:
+    """The layout of which these names lack the fewest parts, and which these are."""
+    lacking = [(layout, layout.missing(names)) for layout in LAYOUTS.values()]
+    return min(lacking, key=lambda pair: len(pair[1]) / len(pair[0].marks))
+
+
+def renamed_layout(tensors: Tensors, own: Collection[str]) -> Layout | None:
+    """The layout whose names tensors have, and which are not those of a model, its `own`."""
+    for layout in LAYOUTS.values():
+        if layout.has_own_names(tensors) and not layout.has_own_names(own):
+            return layout
+    return None
