@@ -70,6 +70,13 @@ def from_model(tensors: Tensors) -> dict[str, Tensor]:
     return state
 
 
+def _attends_at_the_codes(shapes: Shapes) -> bool:
+    """Attention is in the level of the codes, and in no other one."""
+    down = numbers(shapes, r"encoder\.conv_blocks\.(\d+)\.attn\.")
+    up = numbers(shapes, r"decoder\.conv_blocks\.(\d+)\.attn\.")
+    return down == numbers(shapes, r"encoder\.conv_blocks\.(\d+)\.")[-1:] and up == [0]
+
+
 def _config(shapes: Shapes) -> dict[str, Any]:
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     ours = shapes_of(to_model(empty))
@@ -95,7 +102,9 @@ LAYOUT = Layout(
         r"quant_conv\.weight": "quant_conv",
         r"post_quant_conv\.weight": "post_quant_conv",
     },
+    fits=_attends_at_the_codes,
     config=_config,
+    container="model",
     own_names=r"(encoder|decoder)\.conv_blocks\.\d+\.",
     to_model=to_model,
     from_model=from_model,

@@ -48,4 +48,5 @@ LAYOUT = Layout(
     },
     lacks=r"(post_)?quant_conv\..*|.*\.downsample\..*|.*\.attn.*|quantize\.(?!embedding\.weight$).*",
     config=_config,
+    container="",
 )
