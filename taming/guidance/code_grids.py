@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage, index_count
-from taming.models.two_level import TwoLevelVQ
-from taming.models.vqgan import VQModel
+from taming.modules.vqvae.codebook import LevelTables, SeveralLevels
+from taming.user_code import name_of
 
 Shape = tuple[int, int]
 Rows = list[Tensor]
@@ -23,7 +24,8 @@ Rows = list[Tensor]
 class CodeGrids:
     """A first stage, and the tables [K, c] of its grids of codes.
 
-    There is one grid of h x w codes; `TwoLevelVQ` has a finer one of f h x f w as well.
+    There is one grid of h x w codes, or one for each level (`LevelTables`): `TwoLevelVQ` has a
+    finer one of f h x f w as well.
     """
 
     stage: FirstStage
@@ -36,19 +38,24 @@ class CodeGrids:
         """The grids of a stage of images; the tables are copies, in float32 at least.
 
         Raises:
-            UserError: for a first stage of segmentations.
+            UserError: for a first stage of segmentations, and one without a grid for each level.
         """
         if stage.reads_labels:
             raise UserError(
                 "this first stage is one of labels, and a guide looks at images; give a run whose "
                 "first stage is of images"
             )
-        if isinstance(stage, TwoLevelVQ):
-            levels = (stage.quantize.top, stage.quantize.bottom)
-            tables = tuple(level.codes.detach().float() for level in levels)
-            return cls(stage, tables, (1, stage.quantize.factor))
+        quantizer = stage.quantize
+        if isinstance(quantizer, LevelTables):
+            tables = tuple(table.detach().float() for table in quantizer.level_tables)
+            return cls(stage, tables, quantizer.level_factors)
+        if isinstance(quantizer, SeveralLevels):
+            raise UserError(
+                f"{name_of(type(quantizer))} has no grid of codes for each level, which a guide "
+                "needs; give a run of another first stage, such as a VQModel with its own codebook"
+            )
         indices = torch.arange(index_count(stage), device=device_of(stage))
-        return cls(stage, (stage.quantize.get_codebook_entry(indices).detach().float(),), (1,))
+        return cls(stage, (quantizer.get_codebook_entry(indices).detach().float(),), (1,))
 
     @property
     def device(self) -> torch.device:
@@ -69,18 +76,19 @@ class CodeGrids:
             rows.reshape(1, *sides, -1).permute(0, 3, 1, 2).contiguous()  # (1, c, h, w)
             for rows, sides in zip(codes, self.shapes(shape), strict=True)
         ]
-        if isinstance(self.stage, TwoLevelVQ):
-            return self.stage.images_of(self.stage.quantize.stacked(*grids))
-        if isinstance(self.stage, VQModel):  # latent diffusion's would quantize once more
-            return self.stage.images_of(grids[0])
-        return self.stage.decode(grids[0])
+        quantizer, [whole, *others] = self.stage.quantize, grids
+        if isinstance(quantizer, LevelTables):
+            whole = quantizer.combined(whole, *others)
+        if isinstance(self.stage, CodesInterface):  # latent diffusion's would quantize once more
+            return self.stage.images_of(whole)
+        return self.stage.decode(whole)
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> list[Tensor]:
         """An image [1, C, H, W] in [-1, 1] -> the index of each position, int64 [h * w]."""
         indices = self.stage.encode_to_indices(image.to(self.device))
-        if isinstance(self.stage, TwoLevelVQ):
-            return [grid.flatten() for grid in self.stage.quantize.split(indices)]
+        if isinstance(self.stage.quantize, SeveralLevels):
+            return [grid.flatten() for grid in self.stage.quantize.split_levels(indices).values()]
         return [indices.flatten()]
 
     def refined(self, marks: Tensor) -> list[Tensor]:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks, world_size
-from taming.models.codes import CodeHistogram, CodesInterface, codebook_uses, levels_of
+from taming.models.codes import (
+    CodeHistogram,
+    CodesInterface,
+    codebook_uses,
+    counted_codes,
+    counted_indices,
+    names_of_uses,
+)
 from taming.models.result_checks import (
     checked_codes,
     checked_images,
@@ -50,8 +57,9 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     @property
     def used_codes(self) -> CodeHistogram:
         """Counts of the codes of this validation, for the quantizer that there is now."""
-        if self._used_codes is None or self._used_codes.n_codes != self.quantize.n_e:
-            self._used_codes = CodeHistogram(self.quantize.n_e)
+        count = counted_codes(self.quantize)
+        if self._used_codes is None or self._used_codes.n_codes != count:
+            self._used_codes = CodeHistogram(count)
         return self._used_codes
 
     def get_last_layer(self) -> Tensor:
@@ -65,11 +73,11 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         return network
 
     def quantized(self, x: Tensor) -> Quantized:
-        """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
         decoded = self._modules.get("post_quant_conv")
         channels = decoded.in_channels if isinstance(decoded, nn.Conv2d) else None
         shape = (len(x), channels, None, None)
-        return checked_codes(self.encode(x), name_of_method(self, "encode"), shape)
+        name = name_of_method(self, "encode")
+        return checked_codes(self.encode(x), name, shape, self.quantize)
 
     def images_in(self, batch: Mapping[str, Any]) -> Tensor:
         """The images [B, C, H, W] of a batch, as `get_input` reads them."""
@@ -86,10 +94,6 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
             quant, codebook_loss, _ = self.quantized(x)
             return self.outputs_of(quant), codebook_loss
         return checked_reconstruction(self(x), name_of_method(self, "forward"), x)
-
-    def images_of(self, quant: Tensor) -> Tensor:
-        """Codes -> images: what `decode` of most models gives."""
-        return self.decode(quant)
 
     @property
     def gives_distribution(self) -> bool:
@@ -109,11 +113,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         """What is logged in training and validation; None if the loss is no part of this project,
         or does not say."""
         terms = names_of_terms(self.loss)
-        of_codebook = {
-            f"val/codebook_{of}{level}"
-            for of in ("usage", "perplexity")
-            for level in levels_of(self)
-        }
+        of_codebook = {f"val/{name}" for name in names_of_uses(self.quantize)}
         return None if terms is None else {f"{s}/{t}" for s in SPLITS for t in terms} | of_codebook
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
@@ -174,7 +174,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         x = self.images_in(batch)
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
         if split != "val_ema":
-            self.used_codes.add(indices)
+            self.used_codes.add(counted_indices(self.quantize, indices))
         made = (self.outputs_of(quant), codebook_loss)
         if not self.gives_distribution:
             made = checked_reconstruction(made, name_of_method(self, "decode"), x)
@@ -190,5 +190,5 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
                 same_on_all_ranks(buffer)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in codebook_uses(self, self.used_codes.taken()).items():
+        for name, value in codebook_uses(self.quantize, self.used_codes.taken()).items():
             self.log(f"val/{name}", value, rank_zero_only=True)

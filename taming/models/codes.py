@@ -18,7 +18,7 @@ from taming.modules import given_tensors
 from taming.modules.dalle import DalleDecoder
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.util import ConditionKind, Encoding
-from taming.modules.vqvae.codebook import CodeTable
+from taming.modules.vqvae.codebook import CodeTable, SeveralLevels, index_shape
 from taming.pictures import to_values
 from taming.user_code import is_ours, name_of
 
@@ -110,18 +110,36 @@ class CodesInterface(StartsFromFile):
 
     def check_indices(self, indices: Tensor) -> None:
         """Refuse (`UserError`) what are no indices of the codes."""
-        given_tensors.check_indices(indices, index_count(self))
+        if not isinstance(self.quantize, SeveralLevels):
+            given_tensors.check_indices(indices, index_count(self))
+            return
+        given_tensors.check_indices(indices, index_count(self), "[B, ...]")
+        sizes = self.quantize.level_sizes
+        for name, level in self.quantize.split_levels(indices).items():
+            given_tensors.check_indices(level, sizes[name], f"of level {name}")
+
+    def quantized(self, x: Tensor) -> Encoding:
+        """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
+        return self.encode(x)
+
+    def images_of(self, quant: Tensor) -> Tensor:
+        """Codes -> images: what `decode` of most models gives."""
+        return self.decode(quant)
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
+        """Images -> indices [B, h, w], or [B, *index_shape] of `SeveralLevels`."""
         self.check_images(x)
-        quant, _, (_, _, indices) = self.encode(x)
-        return indices.reshape(quant.shape[0], *quant.shape[2:])
+        quant, _, (_, _, indices) = self.quantized(x)
+        return indices.reshape(len(quant), *index_shape(self.quantize, *quant.shape[2:]))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        """What `encode_to_indices` gives, or [B, h * w] of a square grid -> images."""
         self.check_indices(indices)
+        if isinstance(self.quantize, SeveralLevels):
+            return self.images_of(self.quantize.get_codebook_entry(indices))
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
-        return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
+        return self.images_of(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
 
     def decode_code(self, code_b: Tensor) -> Tensor:
         """The published name of `decode_indices`."""
@@ -153,11 +171,6 @@ class CodesInterface(StartsFromFile):
     def latent_shape(self) -> tuple[int, int, int]:
         _, _, height, width = self._of_decoder("z_shape")
         return self.quantize.e_dim, height, width
-
-    @property
-    def code_levels(self) -> dict[str, slice]:
-        """Where in the table of codes those of each grid are; of a single grid, nothing is said."""
-        return {}
 
     def to_rgb(self, x: Tensor) -> Tensor:
         """Images [B, 1 or 3, H, W] unchanged; other channels mixed by `in_colors`."""
@@ -233,17 +246,47 @@ def codebook_use(counts: Tensor) -> tuple[float, float]:
     return float((counts > 0).double().mean()), float(entropy.exp())
 
 
-def levels_of(stage: object) -> dict[str, slice]:
-    """The codes of a first stage, all under "", and of several grids also those of each."""
-    levels = stage.code_levels if isinstance(stage, CodesInterface) else {}
-    return {"": slice(None), **{f"_{name}": part for name, part in levels.items()}}
+def level_sizes(quantizer: CodeTable) -> Mapping[str, int]:
+    """How many codes each level has; of a quantizer of one level, nothing."""
+    return quantizer.level_sizes if isinstance(quantizer, SeveralLevels) else {}
 
 
-def codebook_uses(stage: object, counts: Tensor) -> dict[str, float]:
-    """`codebook_usage` and `codebook_perplexity` of a first stage by counts [n_codes]; of several
-    grids of codes also those of each, such as `codebook_usage_top`."""
+def counted_codes(quantizer: CodeTable) -> int:
+    """How many codes are counted apart: those of each level, also where levels share a table."""
+    return sum(level_sizes(quantizer).values()) or quantizer.n_e
+
+
+def counted_indices(quantizer: CodeTable, indices: Tensor) -> Tensor:
+    """Indices [B, ...] as those of one table, in which the levels' codes follow one another.
+
+    The result is [B, n], n the number of an image's indices.
+    """
+    if not isinstance(quantizer, SeveralLevels):
+        return indices
+    flat, first = [], 0
+    for name, level in quantizer.split_levels(indices).items():
+        flat.append(level.flatten(1) + first)
+        first += quantizer.level_sizes[name]
+    return torch.cat(flat, dim=1)
+
+
+def codebook_uses(quantizer: CodeTable, counts: Tensor) -> dict[str, float]:
+    """`codebook_usage` and `codebook_perplexity` by counts of `counted_indices`, [counted_codes];
+    of several levels also those of each, such as `codebook_usage_top`."""
+    sizes = level_sizes(quantizer)
+    shared = sum(sizes.values()) > quantizer.n_e
+    parts = {"": counts.reshape(-1, quantizer.n_e).sum(dim=0) if shared else counts}
+    if sizes:
+        of_levels = counts.split(list(sizes.values()))
+        parts |= {f"_{name}": part for name, part in zip(sizes, of_levels, strict=True)}
     uses: dict[str, float] = {}
-    for level, part in levels_of(stage).items():
-        used, perplexity = codebook_use(counts[part])
+    for level, of_level in parts.items():
+        used, perplexity = codebook_use(of_level)
         uses |= {f"codebook_usage{level}": used, f"codebook_perplexity{level}": perplexity}
     return uses
+
+
+def names_of_uses(quantizer: CodeTable) -> set[str]:
+    """The names of what `codebook_uses` gives."""
+    levels = ("", *(f"_{name}" for name in level_sizes(quantizer)))
+    return {f"codebook_{of}{level}" for of in ("usage", "perplexity") for level in levels}

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from taming.models.codes import as_grid
 from taming.models.result_checks import quantize
 from taming.models.vqgan import VQModel
 from taming.modules.vqvae.codebook import Quantized
@@ -32,14 +31,3 @@ class VQModelInterface(VQModel):
 
     def images_of(self, quant: Tensor) -> Tensor:
         return super().decode(quant)
-
-    def encode_to_indices(self, x: Tensor) -> Tensor:
-        self.check_images(x)
-        quant, _, (_, _, indices) = self.quantized(x)
-        return indices.reshape(quant.shape[0], *quant.shape[2:])
-
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        self.check_indices(indices)
-        grid = as_grid(indices)
-        shape = (*grid.shape, self.quantize.e_dim)
-        return self.images_of(self.quantize.get_codebook_entry(grid.reshape(-1), shape))

@@ -5,6 +5,7 @@ Only types and shapes are compared: that takes microseconds, and waits for no de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.modules.util import Encoding
-from taming.modules.vqvae.codebook import Quantized, Quantizer
+from taming.modules.vqvae.codebook import Quantized, Quantizer, SeveralLevels, index_shape
 from taming.user_code import name_of, wrong_result
 
 
@@ -53,11 +54,14 @@ def quantize(quantizer: Quantizer, latents: Tensor) -> Quantized:
         UserError: if that is not `Quantized`, with as many rows and columns as the latents.
     """
     shape = (len(latents), quantizer.e_dim, *latents.shape[2:])
-    return checked_codes(quantizer(latents), name_of(type(quantizer)), shape)
+    return checked_codes(quantizer(latents), name_of(type(quantizer)), shape, quantizer)
 
 
-def checked_codes(result: Any, name: str, shape: Sequence[int | None]) -> Quantized:
-    """The result of `name` as `Quantized`, with codes of a shape, of which None is any size.
+def checked_codes(
+    result: Any, name: str, shape: Sequence[int | None], quantizer: object
+) -> Quantized:
+    """The result of `name` as `Quantized`, with codes of a shape, of which None is any size, and as
+    many indices as the quantizer has of such codes.
 
     Raises:
         UserError: for anything else.
@@ -65,12 +69,14 @@ def checked_codes(result: Any, name: str, shape: Sequence[int | None]) -> Quanti
     match result:
         case (Tensor() as codes, Tensor() as loss, (first, second, Tensor() as indices)):
             fits = _fits(codes, shape) and _is_number(loss) and _are_indices(indices)
-            if fits and indices.numel() == codes.numel() // codes.shape[1]:
+            of_image = math.prod(index_shape(quantizer, *codes.shape[2:])) if fits else 0
+            if fits and indices.numel() == len(codes) * of_image:
                 return codes, loss, (first, second, indices)
     sides = ", ".join("?" if side is None else str(side) for side in shape)
     expected = (
         f"(codes, loss, (_, _, indices)), tensors: codes [{sides}] of floats, a loss of one "
         "number, and one integer index for each position of the codes"
+        + (" and level" if isinstance(quantizer, SeveralLevels) else "")
     )
     raise wrong_result(name, expected, result)
 

@@ -11,7 +11,7 @@ from torch import nn
 from taming.errors import UserError
 from taming.models.batch_checks import token_count
 from taming.models.code_sampling import CodeSampling
-from taming.models.codes import CodesInterface
+from taming.models.codes import CodesInterface, level_sizes
 from taming.models.first_stage import EncodingStage, index_count
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.permuter import AbstractPermuter, Identity
@@ -62,11 +62,11 @@ def _check_parts(model: CodeSampling) -> None:
             f"first_stage_config: {name_of(type(first))} is no first stage with a codebook: {error}"
         ) from None
     for name, stage in (("first_stage_config", first), ("cond_stage_config", condition)):
-        if levels := stage.code_levels if isinstance(stage, CodesInterface) else {}:
+        if levels := level_sizes(stage.quantize) if isinstance(stage, CodesInterface) else {}:
             raise UserError(
-                f"{name}: {name_of(type(stage))} has a grid of codes for each of {len(levels)} "
-                f"levels, {' and '.join(levels)}, and a transformer predicts one grid; take a "
-                "first stage of one level, such as VQModel"
+                f"{name}: {name_of(type(stage))} gives codes of {len(levels)} levels, "
+                f"{', '.join(levels)}, and a transformer predicts a grid of one; take a first "
+                "stage of one level, such as a VQModel with its own codebook"
             )
     if not isinstance(condition, EncodingStage):
         raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from taming.config import checked_arguments
 from taming.config_values import Count, LossConfig
 from taming.errors import UserError
+from taming.models.result_checks import quantize
 from taming.models.vqgan import Ddconfig, VQModel
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.given_tensors import check_indices
@@ -75,11 +76,6 @@ class TwoLevelVQ(VQModel):
         """Pixels per code of the top, along a side."""
         return super().downsampling_factor * self.quantize.factor
 
-    @property
-    def code_levels(self) -> dict[str, slice]:
-        size = self.quantize.n_embed
-        return {name: slice(n * size, (n + 1) * size) for n, name in enumerate(LEVELS)}
-
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels of the codes of both levels, height and width of the top)."""
         channels, height, width = super().latent_shape()
@@ -87,18 +83,13 @@ class TwoLevelVQ(VQModel):
 
     def quantized(self, x: Tensor) -> Quantized:
         """As `encode`, with the indices of both levels in one tensor: see `TwoLevelQuantizer`."""
-        return self.quantize(self.encode_to_prequant(x))  # type: ignore[no-any-return]
+        return quantize(self.quantize, self.encode_to_prequant(x))
 
     def encode(self, x: Tensor) -> Any:
         """Images [B, C, H, W] -> (codes [B, 2 * embed_dim, h, w] for `decode`, codebook loss,
         (None, None, `Indices`))."""
         quant, loss, (_, _, indices) = self.quantized(x)
         return quant, loss, (None, None, self.quantize.split(indices))
-
-    def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images -> indices of both levels in one tensor, see `TwoLevelQuantizer`."""
-        self.check_images(x)
-        return self.quantized(x)[2][2]
 
     def decode_indices(self, indices: Tensor | Indices) -> Tensor:
         """What `encode_to_indices` gives, or `Indices` -> images."""
@@ -107,8 +98,7 @@ class TwoLevelVQ(VQModel):
             for grid in indices:
                 check_indices(grid, self.quantize.n_embed)
             joined = self.quantize.join(*indices)
-        self.check_indices(joined)
-        return self.images_of(self.quantize.get_codebook_entry(joined))
+        return super().decode_indices(joined)
 
     def decode_code(self, code_b: Tensor | Indices, bottom: Tensor | None = None) -> Tensor:
         """As `decode_indices`; top and bottom may also be two arguments."""

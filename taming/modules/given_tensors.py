@@ -42,15 +42,17 @@ def check_images(x: Any, channels: int | None, side: int = 1) -> None:
     raise UserError(f"{expected}, not {kind_of(x)}{advice}")
 
 
-def check_indices(indices: Any, count: int) -> None:
+def check_indices(indices: Any, count: int, shape: str = "[B, h, w]") -> None:
     """Refuse what are no indices of `count` codes, of at least one image.
+
+    `shape` is for the sentence.
 
     Raises:
         UserError: of the range, only on a CPU: a GPU would be waited for.
     """
     if torch.compiler.is_compiling():
         return
-    expected = f"indices are a tensor [B, h, w] of integers from 0 to {count - 1}"
+    expected = f"indices are a tensor {shape} of integers from 0 to {count - 1}"
     if not isinstance(indices, Tensor):
         raise UserError(f"{expected}, not {kind_of(indices)}")
     if indices.dtype not in (torch.int64, torch.int32) or not indices.numel():

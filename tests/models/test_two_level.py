@@ -14,7 +14,7 @@ from scripts.evaluate_first_stage import main as evaluate_first_stage
 from scripts.reconstruct import main as reconstruct
 from taming.errors import UserError
 from taming.evaluation.tasks.probe import FeatureKinds
-from taming.models.codes import codebook_use
+from taming.models.codes import codebook_use, level_sizes
 from taming.models.two_level import TwoLevelVQ
 from tests.kit.datasets import images
 from tests.kit.images import image_sizes
@@ -75,7 +75,7 @@ def test_codes_of_both_levels(model: TwoLevelVQ, x: Tensor) -> None:
     for indices in (top, bottom):
         assert indices.dtype == torch.long and 0 <= indices.min() <= indices.max() < 12
     assert model.downsampling_factor == 4 and model.latent_shape() == (8, 4, 4)
-    assert model.code_levels == {"top": slice(0, 12), "bottom": slice(12, 24)}
+    assert level_sizes(model.quantize) == {"top": 12, "bottom": 12}
     indices = model.encode_to_indices(x)
     assert indices.shape == (2, 4, 6, 5) and indices.max() < model.quantize.n_e == 24
     decoded = model.decode(quant)
@@ -117,7 +117,8 @@ def test_wrong_options_are_a_sentence(name: str) -> None:
 
 @pytest.mark.parametrize("stage", ["first_stage_config", "cond_stage_config"])
 def test_transformers_of_one_grid_refuse_it(stage: str) -> None:
-    with pytest.raises(UserError, match=f"{stage}: .*TwoLevelVQ has a grid .* top and bottom, and"):
+    sentence = f"{stage}: .*TwoLevelVQ gives codes of 2 levels, top, bottom, and"
+    with pytest.raises(UserError, match=sentence):
         build(transformer_config(**{stage: CONFIG}))
 
 

@@ -23,7 +23,6 @@ from taming.evaluation.tasks.first_stage import (
     FirstStageResult,
     LoadedFirstStage,
 )
-from taming.modules.vqvae.two_level import LEVELS
 from taming.pictures import grid
 
 
@@ -45,11 +44,11 @@ COLUMNS = {
     "mean_iou": Column("mean IoU", "{:.4f}", UP),
     "codebook_usage": Column("codes used", "{:.1%}"),
     "codebook_perplexity": Column("perplexity", "{:.1f}"),
-    **{f"codebook_usage_{level}": Column(f"{level} codes used", "{:.1%}") for level in LEVELS},
-    **{
-        f"codebook_perplexity_{level}": Column(f"perplexity, {level}", "{:.1f}") for level in LEVELS
-    },
 }
+OF_LEVELS = {
+    "codebook_usage_": Column("{} codes used", "{:.1%}"),
+    "codebook_perplexity_": Column("perplexity, {}", "{:.1f}"),
+}  # by the start of the metric; its end is the level
 BY_RESIZE = "rfid_by_resize"
 PARAMETER_COLUMNS = ("encoder", "quantizer", "decoder", "total")
 SPEED_COLUMNS = {"encode": "encode/s", "decode": "decode/s", "both": "both/s"}
@@ -64,7 +63,7 @@ log = logging.getLogger(__name__)
 
 def table_rows(results: Sequence[FirstStageResult]) -> list[dict[str, Any]]:
     """A row per first stage; columns that none has are not there."""
-    there = [name for name in COLUMNS if any(name in result.metrics for result in results)]
+    there = _columns(results)
     timed = any(result.speed for result in results)
     return [
         {
@@ -80,11 +79,22 @@ def table_rows(results: Sequence[FirstStageResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _cells(result: FirstStageResult, there: Sequence[str]) -> dict[str, str]:
+def _columns(results: Sequence[FirstStageResult]) -> dict[str, Column]:
+    """The columns that any of them has a number for."""
+    names = dict.fromkeys(name for result in results for name in result.metrics)
+    levels = {
+        name: column._replace(title=column.title.format(name.removeprefix(start)))
+        for start, column in OF_LEVELS.items()
+        for name in names
+        if name.startswith(start)
+    }
+    return {name: column for name, column in (COLUMNS | levels).items() if name in names}
+
+
+def _cells(result: FirstStageResult, there: Mapping[str, Column]) -> dict[str, str]:
     """The metrics by their titles: the rFID once for each resize, under its name."""
     cells: dict[str, str] = {}
-    for name in there:
-        title, style, _ = COLUMNS[name]
+    for name, (title, style, _) in there.items():
         if name == "rfid" and BY_RESIZE in result.metrics:
             by_resize = result.metrics[BY_RESIZE]
             cells |= {f"{title} ({how})": style.format(by_resize[how]) for how in by_resize}

@@ -37,6 +37,7 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import PreparedSource, model_input
+from taming.models.codes import counted_codes, counted_indices
 from taming.models.first_stage import FirstStage, GivesLatents
 
 HISTOGRAM, CODES, LATENTS = "histogram", "codes", "latents"
@@ -77,8 +78,8 @@ class FeatureKinds:
         with computing_in(self.dtype, x.device):
             features = {}
             if HISTOGRAM in self.names:
-                indices = model.encode_to_indices(x)  # (B, h, w)
-                features[HISTOGRAM] = shares(indices, model.quantize.n_e)
+                indices = counted_indices(model.quantize, model.encode_to_indices(x))
+                features[HISTOGRAM] = shares(indices, counted_codes(model.quantize))
             if CODES in self.names:
                 codes, *_ = model.encode(x)  # (B, c, h, w)
                 features[CODES] = pooled(codes, self.grid)
@@ -88,7 +89,7 @@ class FeatureKinds:
 
 
 def shares(indices: Tensor, n_codes: int) -> Tensor:
-    """float32 [B, n_codes]: the share of each image's positions [B, h, w] that have each code."""
+    """float32 [B, n_codes]: the share of each image's positions [B, ...] that have each code."""
     flat = indices.flatten(1)  # (B, h * w)
     counts = torch.zeros(len(flat), n_codes, device=flat.device)
     return counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32)) / flat.shape[1]

@@ -31,7 +31,12 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import model_input
-from taming.models.codes import CodeHistogram, codebook_uses
+from taming.models.codes import (
+    CodeHistogram,
+    codebook_uses,
+    counted_codes,
+    counted_indices,
+)
 from taming.models.first_stage import FirstStage
 
 # What reports and scripts/reconstruct.py say of a first stage.
@@ -45,7 +50,7 @@ SCORES = (
 def reconstruct(
     model: FirstStage, x: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Codebook indices [B, h, w] of images [B, C, H, W], and the float32 images of those."""
+    """Codebook indices [B, ...] of images [B, C, H, W], and the float32 images of those."""
     with computing_in(dtype, x.device):
         indices = model.encode_to_indices(x)
         return indices, model.decode_indices(indices).float()
@@ -78,7 +83,7 @@ class ReconstructionAccumulator:
         self.extractor = None if model.reads_labels else extractor
         self.device = next(iter(model.state_dict().values())).device
         self.reconstructions = Manifest(images)
-        self.codes = CodeHistogram(model.quantize.n_e)
+        self.codes = CodeHistogram(counted_codes(model.quantize))
         self.pairs: PairAccumulator | SegmentationAccumulator = pairs or PairAccumulator(())
         if model.reads_labels:
             self.pairs = SegmentationAccumulator(model.channels)
@@ -102,7 +107,7 @@ class ReconstructionAccumulator:
             Reconstructions [B, C, H, W], and their pixels uint8 or label numbers [B, 1, H, W].
         """
         codes, reconstructions = reconstruct(self.model, x, self.dtype)
-        self.codes.add(codes.cpu())
+        self.codes.add(counted_indices(self.model.quantize, codes).cpu())
         pair = self._pixels(x), self._pixels(reconstructions)
         if self.extractor is not None:
             self._count_features(self.extractor, indices, *pair)
@@ -133,7 +138,7 @@ class ReconstructionAccumulator:
             metrics["rfid"] = frechet_distance(self.moments.whole, self.originals.whole)
             if self.moments.resampled:
                 metrics["rfid_spread"] = spread_of_pairs(self.moments, self.originals)
-        return metrics | codebook_uses(self.model, self.codes.counts_so_far())
+        return metrics | codebook_uses(self.model.quantize, self.codes.counts_so_far())
 
     def left_out(self) -> dict[str, str]:
         """Metrics that the images are too small or too few for, with a reason each."""

@@ -8,10 +8,10 @@ with what the protocol `Quantizer` lists; inheriting from `Codebook` gives it al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 
 `z_q` has the dtype of the codebook, which is fp32 under autocast too.
 
-`indices` has one entry for each of the B * h * w positions, in any shape.
+`indices` has one entry for each of the B * h * w positions, in any shape; of `SeveralLevels` they
+are [B, *index_shape].
 """
 
 
@@ -56,6 +57,53 @@ class Quantizer(CodeTable, Protocol):
 
     def __call__(self, z: Tensor, /) -> Quantized:
         """Latents [B, input_channels, h, w] -> `Quantized`."""
+
+
+@runtime_checkable
+class SeveralLevels(Protocol):
+    """What a quantizer with several indices a position, or several grids of them, has beside.
+
+    `n_e` is the number of the codes of all levels together or, if the levels share one table, of
+    that. `get_codebook_entry` takes indices [B, *index_shape] alone, and gives the codes
+    [B, e_dim, h, w] that an image is decoded from.
+    """
+
+    @property
+    def level_sizes(self) -> Mapping[str, int]:
+        """How many codes each level has, by its name, the coarsest first."""
+
+    def index_shape(self, height: int, width: int, /) -> tuple[int, ...]:
+        """The shape of an image's indices, whose codes are [e_dim, height, width]."""
+
+    def split_levels(self, indices: Tensor, /) -> dict[str, Tensor]:
+        """Indices [B, *index_shape] by level, each counted from 0, of any shape.
+
+        Raises:
+            UserError: for indices of another shape.
+        """
+
+
+@runtime_checkable
+class LevelTables(SeveralLevels, Protocol):
+    """Levels that are a grid with a table of codes each, which guidance optimizes."""
+
+    @property
+    def level_tables(self) -> tuple[Tensor, ...]:
+        """The codes of each level, [K, c]."""
+
+    @property
+    def level_factors(self) -> tuple[int, ...]:
+        """The sides of each level's grid, as multiples of the first's."""
+
+    def combined(self, *grids: Tensor) -> Tensor:
+        """Codes of each level [B, c, h, w] -> what an image is decoded from, [B, e_dim, h, w]."""
+
+
+def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
+    """The shape of an image's indices, whose codes are [e_dim, height, width]."""
+    if isinstance(quantizer, SeveralLevels):
+        return quantizer.index_shape(height, width)
+    return height, width
 
 
 # Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64

@@ -67,9 +67,28 @@ class TwoLevelQuantizer(nn.Module):
             top_indices.reshape(len(z), *top.shape[2:]),
             bottom_indices.reshape(len(z), *z.shape[2:]),
         )
-        return self.stacked(top, bottom), top_loss + bottom_loss, (None, None, self.join(*grids))
+        return self.combined(top, bottom), top_loss + bottom_loss, (None, None, self.join(*grids))
 
-    def stacked(self, top: Tensor, bottom: Tensor) -> Tensor:
+    @property
+    def level_sizes(self) -> dict[str, int]:
+        return dict.fromkeys(LEVELS, self.n_embed)
+
+    @property
+    def level_tables(self) -> tuple[Tensor, ...]:
+        return self.top.codes, self.bottom.codes
+
+    @property
+    def level_factors(self) -> tuple[int, ...]:
+        return 1, self.factor
+
+    def index_shape(self, height: int, width: int) -> tuple[int, ...]:
+        f = self.factor
+        return height // f, width // f, 1 + f * f
+
+    def split_levels(self, indices: Tensor) -> dict[str, Tensor]:
+        return dict(zip(LEVELS, self.split(indices), strict=True))
+
+    def combined(self, top: Tensor, bottom: Tensor) -> Tensor:
         """Codes of both levels as the image's decoder takes them, [B, 2 * embed_dim, h, w]."""
         repeated = F.interpolate(top, scale_factor=float(self.factor), mode="nearest")
         return torch.cat([repeated, bottom], dim=1)
@@ -114,4 +133,4 @@ class TwoLevelQuantizer(nn.Module):
             table.get_codebook_entry(grid.reshape(-1), (*grid.shape, self.embed_dim))
             for table, grid in ((self.top, top), (self.bottom, bottom))
         )
-        return self.stacked(*codes)
+        return self.combined(*codes)
