@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,56 @@ def built(name: str, **params: Any) -> Any:
     rest = model.load_state_dict(state, strict=False)
     assert not rest.unexpected_keys and not [n for n in rest.missing_keys if n[:5] != "loss."]
     return model
+
+
+# ---------------------------------------------------------------------- small ones
+
+
+def small_section(name: str) -> dict[str, Any]:
+    """The `model` section of a layout's model with 16 codes and one halving."""
+    blocks = 4 if name == "ibq" else 1
+    network: dict[str, Any] = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": blocks}
+    network |= {"in_channels": 3, "out_ch": 3, "resolution": 16, "z_channels": 4}
+    if name == "maskgit":
+        params = {"ddconfig": network, "n_embed": 16, "embed_dim": 4}
+        return {"target": "taming.models.maskgit.MaskGitVQ", "params": params}
+    quantizers = {
+        "llamagen": {"target": "taming.modules.vqvae.cosine.CosineQuantizer"},
+        "ibq": {"target": "taming.modules.vqvae.ibq.IBQ"},
+        "open_magvit2": {"target": "taming.modules.vqvae.lfq.LFQ"},
+        "simvq": {"target": "taming.modules.vqvae.simvq.SimVQ"},
+        "vqgan": {"target": "taming.modules.vqvae.quantize.VectorQuantizer2"},
+    }
+    sizes = {"n_e": 16} if name == "open_magvit2" else {"n_e": 16, "e_dim": 4, "beta": 0.25}
+    params = {"quantizer_config": {**quantizers[name], "params": sizes}}
+    if name in ("open_magvit2", "simvq"):
+        network |= {"adaptive": name == "open_magvit2"}
+        return {
+            "target": "taming.models.magvit2.MagVit2VQ",
+            "params": {"ddconfig": network, **params},
+        }
+    network |= {"double_z": False, "attn_resolutions": [8]}
+    return {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": network, **params}}
+
+
+@cache
+def _small_state(name: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = instantiate_from_config(small_section(name))
+    return LAYOUTS[name].from_model(model.state_dict())
+
+
+def small_state(name: str) -> dict[str, Tensor]:
+    """The weights of such a model by its project's names."""
+    return {key: tensor.clone() for key, tensor in _small_state(name).items()}
+
+
+def foreign_file(name: str, folder: Path) -> Path:
+    """A checkpoint of such a model as its project saves it."""
+    path = folder / f"{name}.pt"
+    container = LAYOUTS[name].container
+    torch.save({container: small_state(name)} if container else small_state(name), path)
+    return path
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Tokenizers of other projects against numbers of their own code, with its small models' weights."""
+"""Tokenizers of other projects against numbers of their own code, for small models."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.checkpoint.layouts import LAYOUTS
-from taming.checkpoint.layouts.base import shapes_of
 from taming.config import instantiate_from_config
-from taming.errors import UserError
-from taming.models.magvit2 import MagVit2VQ
-from taming.models.maskgit import MaskGitVQ
-from taming.modules import magvit2, maskgit
-from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from tests.kit.models import build, ddconfig, first_stage_config
 from tests.kit.tokenizers import (
-    LAYOUT_OF,
     NAMES,
     built,
-    empty,
     golden,
     manifests,
     needs_golden_sets,
+    small_section,
 )
 from tests.support import assert_close, golden_weight
 
@@ -97,7 +91,7 @@ def gan_model(name: str, **loss: Any) -> Any:
 
 @needs_golden_sets
 @pytest.mark.parametrize(
-    "name, group, options",
+    ("name", "group", "options"),
     [
         ("ldm_vq", "gan", {"disc_weight": 0.6}),
         ("llamagen", "gan_adaptive", {"disc_weight": 0.5, "pixel_loss": "l2"}),
@@ -135,6 +129,40 @@ def test_the_discriminators_hinge_loss(name: str) -> None:
         assert_close(loss, numbers["gan.disc_total_1"])
         assert_close(loss, numbers[f"gan.disclog1.{key}"])
     assert_close(terms["logits_real"], numbers["gan.disclog1.logits_real"])
+
+
+# ---------------------------------------------------------------------- networks
+
+
+def test_pixels_of_the_way_up_are_the_slow_part_of_the_channels() -> None:
+    channels = torch.arange(8.0).reshape(1, 8, 1, 1)  # 4 pixels of 2 channels
+    pixels = magvit2.depth_to_space(channels)
+    assert pixels[0, 0].tolist() == [[0, 2], [4, 6]] and pixels[0, 1].tolist() == [[1, 3], [5, 7]]
+
+
+def test_where_widths_differ_maskgit_drops_the_blocks_input() -> None:
+    block = maskgit.Block(32, 64, 0.0)
+    x = torch.randn(1, 32, 4, 4)
+    with torch.no_grad():
+        h = block.conv2(F.silu(block.norm2(block.conv1(F.silu(block.norm1(x))))))
+        assert block.nin_shortcut is not None
+        assert_close(block(x), h + block.nin_shortcut(h))
+
+
+def test_adaptive_norm_needs_several_positions() -> None:
+    stage = instantiate_from_config(small_section("open_magvit2"))
+    with pytest.raises(UserError, match="codes of more than one position"):
+        stage.decode_indices(torch.zeros(1, 1, 1, dtype=torch.long))
+
+
+def test_codes_have_the_width_of_the_latents() -> None:
+    for cls, name in ((MagVit2VQ, "open_magvit2"), (MaskGitVQ, "maskgit")):
+        network = small_section(name)["params"]["ddconfig"]
+        with pytest.raises(UserError, match="z_channels is 4, but the quantizer's codes have the"):
+            cls(ddconfig=network, n_embed=16, embed_dim=8)
+    with pytest.raises(UserError, match="decoder_ch_mult has 1 levels, but ch_mult 2"):
+        network = {**ddconfig(), "decoder_ch_mult": [1]}
+        build(first_stage_config(ddconfig=network))
 
 
 # ---------------------------------------------------------------------- full size
