@@ -133,8 +133,9 @@ def small_state(name: str) -> dict[str, Tensor]:
 
 
 def foreign_file(name: str, folder: Path) -> Path:
-    """A checkpoint of such a model as its project saves it."""
-    path = folder / f"{name}.pt"
+    """A checkpoint of such a model as its project saves it, with no config beside it."""
+    path = folder / "theirs" / f"{name}.pt"
+    path.parent.mkdir(exist_ok=True)
     container = LAYOUTS[name].container
     torch.save({container: small_state(name)} if container else small_state(name), path)
     return path

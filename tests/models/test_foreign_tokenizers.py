@@ -11,6 +11,10 @@ from torch import Tensor
 
 from taming.checkpoint.layouts import LAYOUTS
 from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.models.magvit2 import MagVit2VQ
+from taming.models.maskgit import MaskGitVQ
+from taming.modules import magvit2, maskgit
 from tests.kit.models import build, ddconfig, first_stage_config
 from tests.kit.tokenizers import (
     NAMES,

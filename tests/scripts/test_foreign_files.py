@@ -14,7 +14,6 @@ import taming
 from scripts.download_models import main as download
 from scripts.evaluate_first_stage import main as evaluate
 from scripts.export import main as export
-from scripts.reconstruct import main as reconstruct
 from taming.checkpoint import load_run, read_checkpoint
 from taming.config import load_config
 from taming.errors import UserError
@@ -37,11 +36,11 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_they_are_compared(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 4, size=16)
+    write_images(tmp_path / "images", 4, 16, 16)
     files = [foreign_file(name, tmp_path) for name in SMALL]
     flags = ["--images", str(tmp_path / "images"), "--device", "cpu", "--rows", "2"]
     evaluate([part for file in files for part in ("-r", str(file))] + flags)
-    (path,) = tmp_path.glob("evaluation/first_stages-*/first_stages.json")
+    (path,) = tmp_path.glob("theirs/evaluation/first_stages-*/first_stages.json")
     result = json.loads(path.read_text())
     assert list(result["metrics"]) == SMALL
     for metrics in result["metrics"].values():
@@ -90,8 +89,11 @@ def test_one_is_fine_tuned(name: str, tmp_path: Path) -> None:
     assert not torch.equal(tuned.decoder.conv_out.weight, before.decoder.conv_out.weight)
     train(["-r", str(run), "-t", "--max_steps", "2"])  # no longer needs the file
     assert load_run(run)[2] == 2
-    export([name, str(run), str(tmp_path / "again.pt")])
-    assert taming.load(tmp_path / "again.pt").state_dict().keys() == before.state_dict().keys()
+    export([name, str(run), str(tmp_path / "theirs" / "again.pt")])
+    assert (
+        taming.load(tmp_path / "theirs" / "again.pt").state_dict().keys()
+        == before.state_dict().keys()
+    )
 
 
 def test_a_lone_file_is_nothing_to_resume(tmp_path: Path) -> None:
@@ -116,10 +118,3 @@ def test_they_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) 
         assert line.endswith(f"licence {licence}")
         assert all(address.startswith("https://") for address in published_models()[name].addresses)
     assert "rFID - / 2.19" in text
-
-
-def test_one_is_reconstructed_with(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images", 2, size=16)
-    assert images is None or images
-    file = foreign_file("maskgit", tmp_path)
-    reconstruct(["-r", str(file), "--images", str(tmp_path / "images"), "--device", "cpu"])
