@@ -1,6 +1,7 @@
 """Encode and decode the images of a folder with a first stage, a run's own or a transformer's.
 
     python scripts/reconstruct.py -r logs/<run> FOLDER
+    python scripts/reconstruct.py -r logs/<run of multi_scale_vqgan> FOLDER --after_scales
 
 Reconstructions, as PNGs under the images' names, `metrics.json`, and some of them beside their
 originals, `comparison.jpg`, go to `<run>/reconstructions/<folder's name>/<global step>/`, or to
@@ -36,6 +37,7 @@ from taming.errors import (
 )
 from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
+from taming.evaluation.tasks.scale_pictures import require_scales, rows_of_scales
 from taming.limits import check_picture, readable_time
 from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
@@ -62,6 +64,9 @@ class Arguments:
     )
     num_images: int | None = flag(None, "the first n images (default: all)", "-n")
     batch_size: int = flag(4, "images of equal size at once")
+    after_scales: bool = flag(
+        False, "of a first stage of several scales: also after_scales.jpg, the image after each"
+    )
 
     def __post_init__(self) -> None:
         require_positive(num_images=self.num_images, batch_size=self.batch_size)
@@ -186,6 +191,14 @@ def reconstruct(
     return scores
 
 
+def first_of(images: Iterable[Named], kept: list[Named]) -> Iterator[Named]:
+    """The images; the first of them, as many as are shown, are also `kept`."""
+    for named in images:
+        if len(kept) < COMPARED:
+            kept.append(named)
+        yield named
+
+
 def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
     """Where the reconstructions go: a folder that holds none of other images, sizes or weights.
 
@@ -237,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, run, step = load_first_stage(
         arguments.resume, arguments.base, arguments.chosen_device(), arguments.overrides
     )
+    scaled = require_scales(model) if own.after_scales else None
     place = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
     made = {
         "checkpoint": str(run.checkpoint),
@@ -248,7 +262,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_place(root, "choose another --outdir")
     with tqdm(total=len(paths), unit="image") as bar:
         images = Images(model, folder, own.size, bar)
-        scores = reconstruct(model, images.read(paths), own.batch_size, root, bar)
+        kept: list[Named] = []
+        noted = first_of(images.read(paths), kept)
+        scores = reconstruct(model, noted, own.batch_size, root, bar)
+    if scaled is not None:
+        rows, labels = rows_of_scales(scaled, kept)
+        with atomic_path(root / "after_scales.jpg", advice=ADVICE) as partial:
+            grid(rows, labels, side=SIDE).save(partial, format="JPEG", quality=95)
     with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
         partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))

@@ -61,7 +61,7 @@ def shrink(config: DictConfig) -> DictConfig:
             set_if_there(node, n_layer=1, n_head=2, n_embd=16)
         if "disc_start" in node:
             node.disc_start, node.disc_ndf, node.perceptual_weight = 1, 8, 0.0
-        set_if_there(node, embed_dim=8)
+        set_if_there(node, embed_dim=8, scales=None)
         for key in ("size", "crop_size", "target_image_size"):
             if (node.get(key) or 0) >= 256:
                 node[key] = node[key] * SIZE // 256

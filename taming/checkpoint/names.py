@@ -14,7 +14,9 @@ from taming.checkpoint.layouts.base import OPTIONAL, Tensors
 # DeepSpeed and Fabric, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-UNTRAINED = {"colorize"}  # random colors, of which one set is as good as another
+# Of how often a quantizer's scales took codes, and since when they took none: they begin anew.
+STATISTICS = {"ema_vocab_hit_SV", "idle"}
+UNTRAINED = {"colorize", *STATISTICS}  # random colors, of which one set is as good as another
 
 
 @dataclass

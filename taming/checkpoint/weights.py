@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
-from taming.checkpoint.names import OPTIONAL, UNTRAINED, Tensors
+from taming.checkpoint.names import OPTIONAL, STATISTICS, UNTRAINED, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
@@ -55,7 +55,7 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     names = tuple(f".{name}" for name in own)
     require_plain_tensors(content, lambda key: key.endswith(names), source)
     chosen = choose(content, source, own, choice.kind)
-    state, notes = chosen.tensors, list(chosen.notes)
+    state, notes = _without_other_statistics(chosen.tensors, own), list(chosen.notes)
     kinds = {
         (str(state[name].dtype), str(tensor.dtype))
         for name, tensor in own.items()
@@ -75,6 +75,18 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     if notes:
         say(str(source), tuple(notes))
     return state, ignored
+
+
+def _without_other_statistics(state: Tensors, own: Tensors) -> Tensors:
+    """Without those of another number of scales than a model has, which takes such weights too."""
+    wrong = {
+        name
+        for name, tensor in own.items()
+        if name.rpartition(".")[2] in STATISTICS
+        and name in state
+        and state[name].shape != tensor.shape
+    }
+    return {name: state[name] for name in state if name not in wrong} if wrong else state
 
 
 def _begins_with_nan(tensor: Tensor) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from taming.checkpoint import save_atomic
 from taming.checkpoint.layouts import LAYOUTS, Layout
 from taming.checkpoint.layouts.base import OPTIONAL, shapes_of
 from taming.checkpoint.names import UNTRAINED
+from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.codes import CodesInterface
@@ -52,23 +53,15 @@ def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
         raise UserError(
             f"{layout.title}'s layout cannot hold this model, which by its names {what}"
         )
-    wanted, there = _kinds(layout.config(shapes)), _kinds_of(model)
-    if wanted != there:
+    with torch.device("meta"):
+        wanted = instantiate_from_config(layout.config(shapes))
+    if not isinstance(model, type(wanted)) or type(model.quantize) is not type(wanted.quantize):
         raise UserError(
-            f"{layout.title}'s layout is of a {wanted[0]} with {wanted[1]}, and this is a "
-            f"{there[0]} with {there[1]}: its code would read these weights as another model"
+            f"{layout.title}'s layout is of a {_kinds(wanted)}, and this is a {_kinds(model)}: its "
+            "code would read these weights as another model"
         )
     return state
 
 
-def _kinds(section: dict[str, Any]) -> tuple[str, str]:
-    """The names of a model's class and of its quantizer's."""
-    quantizer = section["params"].get("quantizer_config", {"target": "VectorQuantizer2"})
-    model, kind = section["target"], quantizer["target"]
-    return model.rpartition(".")[2], kind.rpartition(".")[2]
-
-
-def _kinds_of(model: CodesInterface) -> tuple[str, str]:
-    kind = type(model).__name__
-    # Latent diffusion's class has the same weights.
-    return kind.replace("VQModelInterface", "VQModel"), type(model.quantize).__name__
+def _kinds(model: CodesInterface) -> str:
+    return f"{type(model).__name__} with {type(model.quantize).__name__}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.export.diffusers import NEAREST
+from taming.models.codes import Size, decoded, size_of_codes
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
 
@@ -38,14 +39,14 @@ class _ToIndices(nn.Module):
 
 
 class _ToImages(nn.Module):
-    """Indices [B, h, w] -> images [B, C, H, W]."""
+    """Indices [B, h, w] -> images [B, C, H, W]; `size` is of the codes, in rows and columns."""
 
-    def __init__(self, model: FirstStage) -> None:
+    def __init__(self, model: FirstStage, size: Size) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.size = model, size
 
     def forward(self, indices: Tensor) -> Tensor:
-        return self.model.decode_indices(indices)
+        return decoded(self.model, indices, self.size)
 
 
 def to_onnx(
@@ -65,7 +66,12 @@ def to_onnx(
     with torch.no_grad():
         indices = model.encode_to_indices(images)
     _write(_ToIndices(model), images, folder / ENCODER, ("images", "indices"))
-    _write(_ToImages(model), indices, folder / DECODER, ("indices", "images"))
+    _write(
+        _ToImages(model, size_of_codes(model, images)),
+        indices,
+        folder / DECODER,
+        ("indices", "images"),
+    )
     return folder / ENCODER, folder / DECODER
 
 

@@ -174,7 +174,8 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         x = self.images_in(batch)
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
         if split != "val_ema":
-            self.used_codes.add(counted_indices(self.quantize, indices))
+            height, width = quant.shape[2:]
+            self.used_codes.add(counted_indices(self.quantize, indices, (height, width)))
         made = (self.outputs_of(quant), codebook_loss)
         if not self.gives_distribution:
             made = checked_reconstruction(made, name_of_method(self, "decode"), x)

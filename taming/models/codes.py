@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from taming.checkpoint import StartsFromFile
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
-from taming.models.first_stage import index_count
+from taming.models.first_stage import FirstStage, index_count
 from taming.modules import given_tensors
 from taming.modules.dalle import DalleDecoder
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable, SeveralLevels, index_shape
+from taming.modules.vqvae.scales import SizedLevels
 from taming.pictures import to_values
 from taming.user_code import is_ours, name_of
 
 # Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
+Size = tuple[int, int]  # rows and columns
+
 CACHED, CACHED_CONDITION = "codes", "condition_codes"
 
 
@@ -108,14 +111,14 @@ class CodesInterface(StartsFromFile):
         side = self.downsampling_factor if ours else 1
         given_tensors.check_images(x, self.channels if ours else None, side)
 
-    def check_indices(self, indices: Tensor) -> None:
-        """Refuse (`UserError`) what are no indices of the codes."""
+    def check_indices(self, indices: Tensor, size: Size | None = None) -> None:
+        """Refuse (`UserError`) what are no indices of the codes, of rows and columns `size`."""
         if not isinstance(self.quantize, SeveralLevels):
             given_tensors.check_indices(indices, index_count(self))
             return
         given_tensors.check_indices(indices, index_count(self), "[B, ...]")
         sizes = self.quantize.level_sizes
-        for name, level in self.quantize.split_levels(indices).items():
+        for name, level in split_levels(self.quantize, indices, size).items():
             given_tensors.check_indices(level, sizes[name], f"of level {name}")
 
     def quantized(self, x: Tensor) -> Encoding:
@@ -132,11 +135,17 @@ class CodesInterface(StartsFromFile):
         quant, _, (_, _, indices) = self.quantized(x)
         return indices.reshape(len(quant), *index_shape(self.quantize, *quant.shape[2:]))
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """What `encode_to_indices` gives, or [B, h * w] of a square grid -> images."""
-        self.check_indices(indices)
+    def decode_indices(self, indices: Tensor, size: Size | None = None) -> Tensor:
+        """What `encode_to_indices` gives, or [B, h * w] of a square grid -> images.
+
+        Args:
+            size: rows and columns of the codes, which the indices of `SizedLevels` do not tell; by
+                default square.
+        """
+        self.check_indices(indices, size)
         if isinstance(self.quantize, SeveralLevels):
-            return self.images_of(self.quantize.get_codebook_entry(indices))
+            shape = (len(indices), *size, self.quantize.e_dim) if size else None
+            return self.images_of(self.quantize.get_codebook_entry(indices, shape))
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
         return self.images_of(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
@@ -256,15 +265,36 @@ def counted_codes(quantizer: CodeTable) -> int:
     return sum(level_sizes(quantizer).values()) or quantizer.n_e
 
 
-def counted_indices(quantizer: CodeTable, indices: Tensor) -> Tensor:
+def split_levels(quantizer: SeveralLevels, indices: Tensor, size: Size | None) -> dict[str, Tensor]:
+    """Indices [B, *index_shape] by level, of codes of `size`, where that is known."""
+    if size is not None and isinstance(quantizer, SizedLevels):
+        return quantizer.split_sized(indices, *size)
+    return quantizer.split_levels(indices)
+
+
+def size_of_codes(stage: FirstStage, images: Tensor) -> Size:
+    """Rows and columns of the codes of images [B, C, H, W]."""
+    height, width = images.shape[2:]
+    factor = stage.downsampling_factor
+    return height // factor, width // factor
+
+
+def decoded(stage: FirstStage, indices: Tensor, size: Size) -> Tensor:
+    """Images of what `encode_to_indices` gives, whose codes have so many rows and columns."""
+    if isinstance(stage, CodesInterface) and isinstance(stage.quantize, SizedLevels):
+        return stage.decode_indices(indices, size)
+    return stage.decode_indices(indices)
+
+
+def counted_indices(quantizer: CodeTable, indices: Tensor, size: Size | None = None) -> Tensor:
     """Indices [B, ...] as those of one table, in which the levels' codes follow one another.
 
-    The result is [B, n], n the number of an image's indices.
+    The result is [B, n], n the number of an image's indices; `size` is as in `split_levels`.
     """
     if not isinstance(quantizer, SeveralLevels):
         return indices
     flat, first = [], 0
-    for name, level in quantizer.split_levels(indices).items():
+    for name, level in split_levels(quantizer, indices, size).items():
         flat.append(level.flatten(1) + first)
         first += quantizer.level_sizes[name]
     return torch.cat(flat, dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from taming.config import checked_arguments
 from taming.config_values import Count, LossConfig
 from taming.errors import UserError
+from taming.models.codes import Size
 from taming.models.result_checks import quantize
 from taming.models.vqgan import Ddconfig, VQModel
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -91,14 +92,14 @@ class TwoLevelVQ(VQModel):
         quant, loss, (_, _, indices) = self.quantized(x)
         return quant, loss, (None, None, self.quantize.split(indices))
 
-    def decode_indices(self, indices: Tensor | Indices) -> Tensor:
+    def decode_indices(self, indices: Tensor | Indices, size: Size | None = None) -> Tensor:
         """What `encode_to_indices` gives, or `Indices` -> images."""
         joined: Any = indices
         if isinstance(indices, tuple | list) and len(indices) == len(LEVELS):
             for grid in indices:
                 check_indices(grid, self.quantize.n_embed)
             joined = self.quantize.join(*indices)
-        return super().decode_indices(joined)
+        return super().decode_indices(joined, size)
 
     def decode_code(self, code_b: Tensor | Indices, bottom: Tensor | None = None) -> Tensor:
         """As `decode_indices`; top and bottom may also be two arguments."""

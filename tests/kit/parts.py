@@ -36,9 +36,19 @@ from taming.modules.transformer import permuter
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import ActNorm, Labelator, SOSProvider
+from taming.modules.vqvae.bsq import BSQ
+from taming.modules.vqvae.cosine import CosineQuantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
+from taming.modules.vqvae.fsq import FSQ
+from taming.modules.vqvae.grouped import GroupedQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
+from taming.modules.vqvae.ibq import IBQ
+from taming.modules.vqvae.lfq import LFQ
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
+from taming.modules.vqvae.residual import ResidualQuantizer
+from taming.modules.vqvae.scales import Phi
+from taming.modules.vqvae.simvq import SimVQ
 from tests.kit.extractor import dinov2, inception, small_classifier_extractor
 from tests.kit.models import (
     DALLE,
@@ -150,8 +160,13 @@ def nearest(**options: Any) -> VectorQuantizer2:
     return VectorQuantizer2(16, 4, 0.25, sane_index_shape=True, **options)
 
 
+def multi_scale(**options: Any) -> MultiScaleQuantizer:
+    return MultiScaleQuantizer(16, 4, [1, 2, 8], **options)
+
+
 REVIVAL = {"revive_after": 2, "entropy_weight": 0.1}
 LATENTS = of_images(8, 4)
+COSINE = {"target": "taming.modules.vqvae.cosine.CosineQuantizer", "params": {"n_e": 8, "e_dim": 2}}
 QUANTIZERS = {
     "VectorQuantizer2": Part(nearest, LATENTS),
     "VectorQuantizer2, revival": Part(lambda: nearest(**REVIVAL), LATENTS),
@@ -159,6 +174,19 @@ QUANTIZERS = {
     "EMAVectorQuantizer": Part(lambda: EMAVectorQuantizer(16, 4, 0.25, **REVIVAL), LATENTS),
     "GumbelQuantize": Part(lambda: GumbelQuantize(4, 4, 16, revive_after=2), LATENTS),
     "GumbelQuantize, soft": Part(lambda: GumbelQuantize(4, 4, 16, straight_through=False), LATENTS),
+    "CosineQuantizer": Part(lambda: CosineQuantizer(16, 4, **REVIVAL), LATENTS),
+    "CosineQuantizer, clustering": Part(lambda: CosineQuantizer(16, 4, clustering=True), LATENTS),
+    "FSQ": Part(lambda: FSQ([3, 4, 5, 3]), LATENTS),
+    "FSQ, symmetric": Part(lambda: FSQ([2, 3, 4, 5], symmetric=True), LATENTS),
+    "LFQ": Part(lambda: LFQ(16), LATENTS),
+    "BSQ": Part(lambda: BSQ(16), LATENTS),
+    "IBQ": Part(lambda: IBQ(16, 4), LATENTS),
+    "SimVQ": Part(lambda: SimVQ(16, 4, entropy_weight=0.1), LATENTS),
+    "ResidualQuantizer": Part(lambda: ResidualQuantizer(16, 4, 2, **REVIVAL), LATENTS),
+    "GroupedQuantizer": Part(lambda: GroupedQuantizer(2, COSINE), LATENTS),
+    "MultiScaleQuantizer": Part(partial(multi_scale, revive_after=2), LATENTS),
+    "MultiScaleQuantizer, by direction": Part(partial(multi_scale, using_znorm=True), LATENTS),
+    "Phi": Part(lambda: Phi(4, 0.5), LATENTS),
     "KMeans": Part(lambda: after_first_batch(KMeans(8, 3, resolution=8)), of_images(8), encode),
 }
 
@@ -225,6 +253,7 @@ def there_and_back(model: Any, x: Tensor) -> Any:
         return model(x), tokens, model.decode_indices(tokens)
 
 
+MULTI_SCALE = "taming.models.multi_scale.MultiScaleVQ"
 TWO_LEVEL = "taming.models.two_level.TwoLevelVQ"
 TOP = {"z_channels": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
 GUMBEL = {"temperature_scheduler_config": cosine_config()}
@@ -251,10 +280,13 @@ STAGES = {
     ),
     "images to ONNX": Part(lambda: _ToIndices(first_stage()), of_images(), quick=False),
     "images from ONNX": Part(
-        lambda: _ToImages(first_stage()), lambda: (indices(2, 8, 8),), quick=False
+        lambda: _ToImages(first_stage(), (8, 8)), lambda: (indices(2, 8, 8),), quick=False
     ),
     "TwoLevelVQ": Part(
         lambda: first_stage(TWO_LEVEL, top_ddconfig=TOP), of_images(), there_and_back, quick=False
+    ),
+    "MultiScaleVQ": Part(
+        partial(first_stage, MULTI_SCALE), of_images(), there_and_back, quick=False
     ),
     "averages": Part(lambda: LitEma(nn.Linear(3, 3)), lambda: (nn.Linear(3, 3),)),
 }

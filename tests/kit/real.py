@@ -19,3 +19,11 @@ needs_real_data = pytest.mark.skipif(
 def link_real_data(folder: Path) -> None:
     """`folder/data` becomes a link to the sample data, which stay where they are."""
     (folder / "data").symlink_to(FOLDER)
+
+
+TOKENIZERS = FOLDER.parent / "tokenizers"
+"""Numbers of other projects' tokenizers: small ones with weights, and whole ones by names."""
+
+needs_tokenizers = pytest.mark.skipif(
+    not TOKENIZERS.is_dir(), reason="no numbers of other tokenizers beside TAMING_SAMPLE_DATA"
+)

@@ -107,7 +107,7 @@ def test_they_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     for name, licence in (
         ("llamagen_vq16", "MIT (code)"),
-        ("var_vqvae", "MIT (code)"),
+        ("var_vae", "MIT (code)"),
         ("maskgit_vq", "Apache-2.0 (code)"),
         ("ibq_262144", "Apache-2.0 (code)"),
         ("open_magvit2_256", "Apache-2.0 (code)"),

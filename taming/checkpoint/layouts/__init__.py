@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from taming.checkpoint.layouts import diffusers, ibq, llamagen, maskgit, open_magvit2, vqgan
+from taming.checkpoint.layouts import (
+    diffusers,
+    ibq,
+    llamagen,
+    maskgit,
+    open_magvit2,
+    var,
+    vqgan,
+)
 from taming.checkpoint.layouts.base import Layout, Shapes, Tensors
 
 __all__ = ["LAYOUTS", "Layout", "nearest", "recognised", "renamed_layout"]
@@ -21,6 +29,7 @@ LAYOUTS: dict[str, Layout] = {
         open_magvit2.OPEN_MAGVIT2,
         open_magvit2.SIMVQ,
         ibq.LAYOUT,
+        var.LAYOUT,
         vqgan.LAYOUT,
     )
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from taming.devices import computing_in
+from taming.models.codes import decoded, size_of_codes
 from taming.models.first_stage import FirstStage
 
 WARM_UP = 1  # rounds that are not counted: memory is taken, and algorithms are chosen, in the first
@@ -51,10 +53,11 @@ def measure_speed(
 ) -> Speed:
     """The speed of a first stage on the images x [B, C, H, W], which are on its device."""
     seconds: list[tuple[float, float]] = []
+    decode = partial(decoded, model, size=size_of_codes(model, x))
     with computing_in(dtype, x.device):
         for _ in range(WARM_UP + rounds):
             to_indices, indices = _timed(model.encode_to_indices, x)
-            to_images, _ = _timed(model.decode_indices, indices)
+            to_images, _ = _timed(decode, indices)
             seconds.append((to_indices, to_images))
     counted = seconds[WARM_UP:]
     encode, decode, both = (

@@ -37,7 +37,7 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import PreparedSource, model_input
-from taming.models.codes import counted_codes, counted_indices
+from taming.models.codes import counted_codes, counted_indices, size_of_codes
 from taming.models.first_stage import FirstStage, GivesLatents
 
 HISTOGRAM, CODES, LATENTS = "histogram", "codes", "latents"
@@ -78,7 +78,8 @@ class FeatureKinds:
         with computing_in(self.dtype, x.device):
             features = {}
             if HISTOGRAM in self.names:
-                indices = counted_indices(model.quantize, model.encode_to_indices(x))
+                codes, size = model.encode_to_indices(x), size_of_codes(model, x)
+                indices = counted_indices(model.quantize, codes, size)
                 features[HISTOGRAM] = shares(indices, counted_codes(model.quantize))
             if CODES in self.names:
                 codes, *_ = model.encode(x)  # (B, c, h, w)

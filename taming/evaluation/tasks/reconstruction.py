@@ -36,6 +36,8 @@ from taming.models.codes import (
     codebook_uses,
     counted_codes,
     counted_indices,
+    decoded,
+    size_of_codes,
 )
 from taming.models.first_stage import FirstStage
 
@@ -53,7 +55,7 @@ def reconstruct(
     """Codebook indices [B, ...] of images [B, C, H, W], and the float32 images of those."""
     with computing_in(dtype, x.device):
         indices = model.encode_to_indices(x)
-        return indices, model.decode_indices(indices).float()
+        return indices, decoded(model, indices, size_of_codes(model, x)).float()
 
 
 class ReconstructionAccumulator:
@@ -107,7 +109,8 @@ class ReconstructionAccumulator:
             Reconstructions [B, C, H, W], and their pixels uint8 or label numbers [B, 1, H, W].
         """
         codes, reconstructions = reconstruct(self.model, x, self.dtype)
-        self.codes.add(counted_indices(self.model.quantize, codes).cpu())
+        size = size_of_codes(self.model, x)
+        self.codes.add(counted_indices(self.model.quantize, codes, size).cpu())
         pair = self._pixels(x), self._pixels(reconstructions)
         if self.extractor is not None:
             self._count_features(self.extractor, indices, *pair)

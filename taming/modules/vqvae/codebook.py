@@ -130,8 +130,18 @@ def full_fp32_matmul() -> Iterator[None]:
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, in fp32 or better."""
+    if torch.compiler.is_exporting():  # graphs of other programs have no such operation
+        return _nearest(latents.to(codebook), codebook)
     indices: Tensor = _nearest_code(latents, codebook)
     return indices
+
+
+def _nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """|z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So
+    the search is one matrix product, with the codes' squared lengths added in the same kernel."""
+    lengths = codebook.square().sum(dim=1)  # (K,)
+    # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
+    return torch.addmm(lengths, latents, codebook.t(), alpha=-2).argmin(dim=1)
 
 
 # An operation of its own, as switching the precision of products is none that a graph could hold.
@@ -139,20 +149,11 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     "taming::nearest_code", mutates_args=(), schema="(Tensor latents, Tensor codebook) -> Tensor"
 )
 def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search of `nearest_code`.
-
-    |z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So the
-    search is one matrix product, with the codes' squared lengths added in the same kernel.
-    """
+    """The search of `nearest_code`, in parts of bounded size."""
     codebook, latents = precise(codebook), precise(latents).to(precise(codebook))
     rows = max(1, MAX_DISTANCES // len(codebook))
     with without_autocast(latents.device), full_fp32_matmul():
-        lengths = codebook.square().sum(dim=1)  # (K,)
-        parts = [
-            # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
-            torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)
-            for part in torch.split(latents, rows)
-        ]
+        parts = [_nearest(part, codebook) for part in torch.split(latents, rows)]
     return torch.cat(parts)
 
 
@@ -319,10 +320,14 @@ class Codebook(nn.Module):
         known = (indices >= 0) & (indices < len(self.used))
         return self.used[torch.where(known, indices, 0)]
 
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes [..., e_dim] of indices [...] into the whole codebook."""
+        return F.embedding(indices, self.codes)
+
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
-        codes = F.embedding(indices, self.codes)  # (..., e_dim)
+        codes = self.look_up(indices)  # (..., e_dim)
         if shape is None:
             return codes
         return codes.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()

@@ -12,7 +12,7 @@ from taming.errors import UserError
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
-from taming.modules.vqvae.revival import IdleCodes, one_for_each, replace
+from taming.modules.vqvae.revival import ClusteredCodes, IdleCodes, one_for_each, replace
 
 
 class VectorQuantizer2(Codebook):
@@ -22,7 +22,9 @@ class VectorQuantizer2(Codebook):
     published models were trained; `legacy=False` weights the encoder's (commitment) term.
     Indices are [B * h * w], [B * h * w, 1] with `remap`, or [B, h, w] with `sane_index_shape`.
     `revive_after` > 0 puts codes on random latents of the batch after so many batches of training
-    without use. `entropy` options: see `taming.modules.vqvae.entropy`.
+    without use. `clustering` moves every code in training, the more the rarer it is, towards the
+    latent that is nearest to it (`ClusteredCodes`). `entropy` options: see
+    `taming.modules.vqvae.entropy`.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class VectorQuantizer2(Codebook):
         legacy: bool = True,
         *,
         revive_after: CountOrZero = 0,
+        clustering: bool = False,
         **entropy: Unpack[EntropyOptions],
     ) -> None:
         super().__init__(n_e, e_dim, remap, unknown_index)
@@ -44,10 +47,19 @@ class VectorQuantizer2(Codebook):
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
         self.idle = IdleCodes(n_e, revive_after) if revive_after else None
+        self.clusters = ClusteredCodes(n_e) if clustering else None
 
     @property
     def codes(self) -> Tensor:
-        return self.embedding.weight
+        return self._table(self.embedding.weight)
+
+    def _table(self, weight: Tensor) -> Tensor:
+        """The codes [n_e, e_dim] as they are compared, of those that are stored."""
+        return weight
+
+    def _seen(self, rows: Tensor) -> Tensor:
+        """Latents [N, e_dim] as they are compared."""
+        return rows
 
     def _loss(self, rows: Tensor, codes: Tensor) -> Tensor:
         encoder_term = F.mse_loss(rows, codes.detach())  # pulls latents to their codes
@@ -75,19 +87,24 @@ class VectorQuantizer2(Codebook):
                 f"{type(self).__name__} takes the nearest code, without temperature or logits: "
                 "leave out temp, rescale_logits and return_logits, or use GumbelQuantize"
             )
-        rows = codebook.channels_last(z)  # (N, C)
+        latents, weight = codebook.channels_last(z), self.embedding.weight  # (N, C), (K, C)
+        rows = self._seen(latents)
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
-        idle = self.idle if self.training and torch.is_grad_enabled() else None
+        counted = self.training and torch.is_grad_enabled()
+        idle, clusters = (self.idle, self.clusters) if counted else (None, None)
         if idle is not None:  # before codes are part of a graph
-            latents = one_for_each(rows.detach(), self.n_e)
-            replace(self.embedding.weight, idle.take_dead(), latents)
-        indices = codebook.nearest_code(rows, self.codes)  # (N,)
+            replace(weight, idle.take_dead(), one_for_each(rows.detach(), self.n_e))
+        table = self._table(weight if clusters is None else weight.clone())  # as they move below
+        indices = codebook.nearest_code(rows, table)  # (N,)
         if idle is not None:
             idle.follow(indices)
-        codes = F.embedding(indices, self.codes).to(rows)  # (N, C)
-        loss = self._loss(rows, codes) + weighted_entropy(rows, self.codes, self.entropy)
+        codes = F.embedding(indices, table).to(rows)  # (N, C)
+        loss = self._loss(rows, codes) + weighted_entropy(rows, table, self.entropy)
+        if clusters is not None:
+            nearest = codebook.nearest_code(table, rows)  # (K,)
+            clusters.move(weight, latents.detach()[nearest], indices)
         passed_through = codebook.straight_through(rows, codes)
-        z_q = codebook.channels_first(passed_through, like=z).to(self.codes.dtype)  # (B, C, h, w)
+        z_q = codebook.channels_first(passed_through, like=z).to(weight.dtype)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 

@@ -47,3 +47,28 @@ def replace(table: Tensor, dead: Tensor, rows: Tensor) -> None:
     """Put `rows` [K, ...] into the dead rows of a table of that shape."""
     mask = dead.view(-1, *[1] * (table.dim() - 1))
     table.copy_(torch.where(mask, rows.to(table), table))
+
+
+class ClusteredCodes(nn.Module):
+    """Codes that move towards latents, the more the rarer they are (arXiv 2307.15139, section 3.2).
+
+    With the moving average P of a code's share of latents, K codes and the latent f nearest to it,
+    a code becomes (1 - a) code + a f, a = exp(-10 K P / (1 - decay) - 0.001).
+    """
+
+    embed_prob: Tensor  # (K,)
+
+    def __init__(self, n_codes: int, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("embed_prob", torch.zeros(n_codes))
+
+    @torch.no_grad()
+    def move(self, table: Tensor, latents: Tensor, indices: Tensor) -> None:
+        """Count a batch's indices [N], and move the table [K, C] towards latents [K, C], those of
+        the first process."""
+        counts = sum_over_ranks(codebook.count_codes(indices, len(table)))
+        self.embed_prob.lerp_((counts / counts.sum()).to(self.embed_prob), 1 - self.decay)
+        exponents = self.embed_prob * len(table) * 10 / (1 - self.decay) + 1e-3
+        share = torch.exp(-exponents)[:, None]
+        table.lerp_(same_on_all_ranks(latents).to(table), share.to(table))

@@ -131,7 +131,7 @@ def test_first_quantizer_returns_encodings():
 def test_published_defaults():
     remap = {"remap": None, "unknown_index": "random"}
     own = {"sane_index_shape": False, "legacy": True, "revive_after": 0}
-    assert defaults(VectorQuantizer2) == {**remap, **own}
+    assert defaults(VectorQuantizer2) == {**remap, **own, "clustering": False}
     noise = {"kl_weight": 5e-4, "temp_init": 1, "straight_through": True, "use_vqinterface": True}
     assert defaults(GumbelQuantize) == {**noise, **remap, "revive_after": 0}
     averages = {"decay": 0.99, "eps": 1e-5}

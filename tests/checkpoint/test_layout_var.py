@@ -1,0 +1,188 @@
+"""VAR's published tokenizer: recognised, loaded strictly, equal in all numbers, written again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from taming.checkpoint import save_atomic
+from taming.checkpoint.layouts import LAYOUTS, recognised
+from taming.checkpoint.layouts.base import shapes_of
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.model_loading import load_model
+from taming.models.multi_scale import MultiScaleVQ
+from tests.kit.real import TOKENIZERS, needs_tokenizers
+from tests.support import _golden_weight
+
+VAR = LAYOUTS["var"]
+
+
+def numbers_of(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(TOKENIZERS / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["spec"])
+
+
+def part_of(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def built(state: dict[str, Tensor]) -> MultiScaleVQ:
+    """The model that a state_dict by VAR's names tells, with its weights."""
+    layout = recognised(shapes_of(state))
+    assert layout is VAR
+    model = instantiate_from_config(layout.config(shapes_of(state)))
+    model.load_state_dict(layout.to_model(state))
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def assert_near(value: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return numbers_of("golden_var")[0]
+
+
+@needs_tokenizers
+@torch.no_grad()
+def test_golden_images_and_indices(golden: dict[str, Tensor]) -> None:
+    model, x = built(part_of(golden, "state.")), golden["x"]
+    assert model.quantize.scales == (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    assert_near(model.encoder(x), golden["enc"])
+    assert_near(model.encode_to_prequant(x), golden["prequant"])
+    quant, loss, (_, _, indices) = model.encode(x)
+    scales = [golden[f"indices.{scale}"] for scale in range(10)]
+    assert torch.equal(indices, torch.cat(scales, dim=1))
+    assert_near(quant, golden["zq"])
+    assert_near(loss, golden["train.vq_loss"])
+    assert_near(model.decode(quant), golden["dec"])
+    assert_near(model.decode_indices(indices).clamp(-1, 1), golden["dec_from_indices"])
+    fifth = model.decode_scales(indices[:1])[4]
+    assert_near(fifth.clamp(-1, 1), golden["dec_from_indices_first5"])
+    assert_near(model.next_scale_inputs(indices[:1]), golden["var_input_first"])
+
+
+@needs_tokenizers
+def test_golden_losses_gradients_and_hits_of_training(golden: dict[str, Tensor]) -> None:
+    model, x = built(part_of(golden, "state.")).train(), golden["x"]
+    model.quantize.ema_vocab_hit_SV.zero_()
+    rebuilt, codebook_loss = model(x)
+    assert_near(codebook_loss, golden["train.vq_loss"])
+    loss = (rebuilt - x).square().mean() + codebook_loss
+    assert_near(loss, golden["train.loss_sum"])
+    loss.backward()
+    parameters, gradients = dict(model.named_parameters()), part_of(golden, "grad.")
+    assert len(gradients) == 3
+    for name, gradient in gradients.items():
+        assert_near(parameters[name].grad, gradient)  # type: ignore[arg-type]
+    for step in range(11):
+        model([x.flip(3), x.flip(2), -x][step % 3])
+    assert_near(model.quantize.ema_vocab_hit_SV, golden["train.ema_vocab_hit_after_12"])
+    use = 100 * model.quantize.recent_use(positions=2 * 16 * 16)
+    assert_near(use, golden["train.usages_percent_after_12"])
+
+
+@needs_tokenizers
+def test_the_file_loads_as_it_is_and_is_written_again(
+    golden: dict[str, Tensor], tmp_path: Path
+) -> None:
+    state = part_of(golden, "state.")
+    section = VAR.config(shapes_of(state))
+    (tmp_path / "var.yaml").write_text(json.dumps({"model": section}))
+    torch.save(state, tmp_path / "vae.pth")
+    model: Any = load_model(tmp_path / "vae.pth", base=[tmp_path / "var.yaml"])
+    assert torch.equal(model.encode_to_indices(golden["x"])[:, :1], golden["indices.0"])
+    again = VAR.from_model(model.state_dict())
+    assert again.keys() == state.keys() and all(torch.equal(again[n], state[n]) for n in state)
+    section["params"] |= {"scales": [1, 4, 16], "revive_after": 5, "ckpt_path": "vae.pth"}
+    other = instantiate_from_config(
+        {**section, "params": {**section["params"], "ckpt_path": str(tmp_path / "vae.pth")}}
+    )
+    assert torch.equal(other.quantize.codes, state["quantize.embedding.weight"])
+    assert other.quantize.ema_vocab_hit_SV.shape == (3, 64)  # counts of other scales are left out
+    assert set(VAR.from_model(other.state_dict())) == set(state)
+    lacking = {name: value for name, value in state.items() if name != "quant_conv.bias"}
+    save_atomic(lacking, tmp_path / "less.pth")
+    with pytest.raises(UserError, match="quant_conv: 1 key missing"):
+        load_model(tmp_path / "less.pth", base=[tmp_path / "var.yaml"])
+
+
+@needs_tokenizers
+def test_all_names_and_shapes_of_the_published_file_both_ways() -> None:
+    manifest = json.loads((TOKENIZERS / "manifest_var.json").read_text())["state_dict"]
+    with torch.device("meta"):
+        state = {name: torch.zeros(shape) for name, (shape, _) in manifest.items()}
+        layout = recognised(shapes_of(state))
+        assert layout is VAR
+        model = instantiate_from_config(layout.config(shapes_of(state)))
+        own = model.state_dict()
+        assert shapes_of(VAR.to_model(state)) == shapes_of(own)
+        written = VAR.from_model(own)
+    kinds = {n: [list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in written.items()}
+    assert kinds == manifest and len(manifest) == 324
+
+
+@needs_tokenizers
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size_numbers_of_weights_by_name() -> None:
+    golden, spec = numbers_of("full_var")
+    manifest = json.loads((TOKENIZERS / "manifest_var.json").read_text())["state_dict"]
+    state = {n: _golden_weight(n, torch.empty(s), spec["seed"]) for n, (s, _) in manifest.items()}
+    state["quantize.ema_vocab_hit_SV"].zero_()
+    model = built(state)
+
+    generator = torch.Generator().manual_seed(spec["seed"] + crc32(b"x"))
+    x = torch.randn(1, 3, 256, 256, generator=generator).tanh()
+    assert_near(x[..., :4, :4], golden["x_corner"])
+    latents = model.encoder(x)
+    quant, _, (_, _, indices) = model.encode(x)
+    decoded = model.decode(quant)
+    assert torch.equal(indices, golden["indices"])
+    values = {"enc": latents, "prequant": model.quant_conv(latents), "zq": quant}
+    for name, value in values.items():
+        assert_near(value[:, :4], golden[f"{name}_first4"])
+        assert_near(value.flatten(2).norm(dim=2), golden[f"{name}_norms"])
+    assert_near(decoded[..., :32, :32], golden["dec_top32"])
+    assert_near(decoded[..., -32:, -32:], golden["dec_bottom32"])
+    assert_near(torch.stack([decoded.mean(), decoded.std()]), golden["dec_mean_std"])
+
+
+def test_sizes_come_from_shapes() -> None:
+    shapes = _shapes_of_phis({"quantize.quant_resi.qresi.weight": (8, 8, 3, 3)})
+    assert VAR.config(shapes)["params"]["share_quant_resi"] == 1
+    each = {f"quantize.quant_resi.{scale}.weight": (8, 8, 3, 3) for scale in range(10)}
+    assert VAR.config(_shapes_of_phis(each))["params"]["share_quant_resi"] == 0
+    assert VAR.config(_shapes_of_phis({}))["params"]["quant_resi"] == 0.0
+    at_1024 = {**_shapes_of_phis({}), "quantize.ema_vocab_hit_SV": (14, 64)}
+    assert VAR.config(at_1024)["params"]["ddconfig"]["resolution"] == 64
+    unknown = {**_shapes_of_phis({}), "quantize.ema_vocab_hit_SV": (7, 64)}
+    with pytest.raises(UserError, match="it has 7 scales, .* are 10 or 14; give a config"):
+        VAR.config(unknown)
+
+
+def _shapes_of_phis(phis: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network of one level around 64 codes of 8."""
+    return {
+        "encoder.conv_in.weight": (32, 3, 3, 3),
+        "encoder.conv_out.weight": (8, 32, 3, 3),
+        "encoder.down.0.block.0.conv1.weight": (32, 32, 3, 3),
+        "encoder.mid.attn_1.norm.weight": (32,),
+        "decoder.conv_in.weight": (32, 8, 3, 3),
+        "decoder.conv_out.weight": (3, 32, 3, 3),
+        "decoder.up.0.block.0.conv1.weight": (32, 32, 3, 3),
+        "quantize.ema_vocab_hit_SV": (10, 64),
+        "quantize.embedding.weight": (64, 8),
+        "quant_conv.weight": (8, 8, 3, 3),
+        **phis,
+    }
