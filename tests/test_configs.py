@@ -87,7 +87,9 @@ def prepare(name: str, folder: Path) -> str:
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
             params.params.ckpt_path = _untrained(params, folder / f"{stage}.ckpt")
     if config.model.params.get("ckpt_path"):
-        config.model.params.ckpt_path = _untrained(config.model, folder / "start.ckpt")
+        whole = "target" in config.model  # else all but the training is the file's
+        start = _untrained(config.model, folder / "start.ckpt") if whole else None
+        config.model.params.ckpt_path = start or str(foreign_file("llamagen", folder))
     OmegaConf.save(config, folder / f"{name}.yaml")
     return str(folder / f"{name}.yaml")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_a_lone_file_is_nothing_to_resume(tmp_path: Path) -> None:
     file = foreign_file("vqgan", tmp_path)
     with pytest.raises(UserError, match="finetune_foreign.yaml model.params.ckpt_path="):
         train(["-r", str(file), "-t"])
+
+
+def test_the_page_has_the_numbers_of_the_table() -> None:
+    page = (ROOT / "docs" / "foreign-tokenizers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    models = published_models()
+    assert len(rows) == 21
+    for name, what, rfid, licence in rows:
+        model = models[name]
+        told = (model.what, model.fid.removeprefix("rFID - / "), model.licence)
+        assert told == (what, rfid, f"{licence} (code)"), name
 
 
 def test_they_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) -> None:
