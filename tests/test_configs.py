@@ -22,6 +22,7 @@ from taming.data.examples import write_all
 from taming.data.examples.rendering import render
 from taming.training import run_folder
 from taming.training.cli import main as main_command
+from tests.kit.tokenizers import foreign_file
 from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
