@@ -26,7 +26,7 @@ from taming.data.examples.places import PALETTE, PLACES
 from taming.devices import device_of_command
 from taming.errors import UserError, command
 from taming.pictures import Cell, enlarged, grid, to_pillow
-from taming.program import run_apart
+from taming.program import run_apart, train_apart
 from taming.sampling import SampleSettings, request_for_condition, sample_images
 from taming.sampling.animation import Recorder, to_gif
 from taming.sampling.conditions import read_condition
@@ -38,7 +38,6 @@ LANDSCAPES, SCENE = "data/landscapes", (128, 128)
 SAMPLING = ("--top_k", "200", "--top_p", "0.92", "--temperature", "0.9")
 SETTINGS = SampleSettings(temperature=0.9, top_k=200, top_p=0.92)
 PAINTED = "painted_map.png"  # in configs/gallery
-RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
 PLACE = "lake"  # the kind of place whose drawing is filmed
 SMALL_STEPS, SMALL_GPT = 2, ("n_layer=1", "n_embd=24")
 
@@ -110,19 +109,10 @@ class Workshop:
         return self._runs[name]
 
     def _train(self, name: str, overrides: tuple[str, ...]) -> str:
-        runs = sorted((self.work / "logs").glob(RUN_TIME + name))
-        begun = [run for run in runs if any(run.glob("checkpoints/*.ckpt"))]
-        if begun and (begun[-1] / "finished").is_file():
-            return f"logs/{begun[-1].name}"
         small = ("--max_steps", str(SMALL_STEPS)) if self.options.small else ()
         flags = (*self.precision, "--enable_progress_bar", "false", *small)
-        if begun:
-            self.run(["train", "-r", f"logs/{begun[-1].name}", "-t", "True", *flags])
-        else:
-            start = ("--base", f"gallery/{name}", "-t", "True", "--seed", str(self.options.seed))
-            self.run(["train", *start, *flags, *overrides])
-        run = max((self.work / "logs").glob(RUN_TIME + name))
-        (run / "finished").touch()
+        start = ("--base", f"gallery/{name}", "--seed", str(self.options.seed), *overrides)
+        run = train_apart(name, self.work / "logs", start, flags, self.work)
         return f"logs/{run.name}"
 
     def transformer(self, name: str, condition: str = "") -> str:

@@ -45,6 +45,7 @@ SCRIPTS = {
     "report": "report",
     "evaluate": "evaluate_fid",
     "evaluate-first-stage": "evaluate_first_stage",
+    "compare-quantizers": "compare_quantizers",
     "evaluate-transformer": "evaluate_transformer",
     "evaluate-scenes": "evaluate_scenes",
     "evaluate-classes": "evaluate_classes",
@@ -58,6 +59,8 @@ SCRIPTS = {
     "submodel": "extract_submodel",
     "consolidate": "consolidate",
 }
+RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
+FINISHED = "finished"  # a file in the folder of a run that was trained to its end
 TRAIN, CONFIGS, COMPLETION = "train", "configs", "completion"
 OWN = {
     TRAIN: "Train a first stage or a transformer, as main.py does.",
@@ -157,6 +160,32 @@ def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
     code = subprocess.run(line, env=environment, cwd=folder, check=False).returncode
     if code:
         raise SystemExit(code)
+
+
+def train_apart(
+    name: str,
+    logs: Path,
+    start: Sequence[str],
+    flags: Sequence[str],
+    folder: Path | None = None,
+) -> Path:
+    """The run `name` below `logs`, trained to its end by `run_apart` in `folder`.
+
+    What is finished is not trained again, and what was interrupted goes on.
+
+    Args:
+        start: words of a new run's `taming train`.
+        flags: words of one that goes on as well.
+    """
+    runs = sorted(logs.glob(RUN_TIME + name))
+    begun = [run for run in runs if any(run.glob("checkpoints/*.ckpt"))]
+    if begun and (begun[-1] / FINISHED).is_file():
+        return begun[-1]
+    first = ["-r", str(begun[-1].resolve())] if begun else start
+    run_apart([TRAIN, *first, "-t", "True", *flags], folder)
+    run = max(logs.glob(RUN_TIME + name))
+    (run / FINISHED).touch()
+    return run
 
 
 def configs(argv: Sequence[str]) -> None:

@@ -110,6 +110,15 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
         f"python scripts/gallery.py --only {name}": ("trains for minutes", check_flags)
         for name in PICTURES
     },
+    "python scripts/compare_quantizers.py": ("trains for hours", check_flags),
+    "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3": (
+        "trains for hours",
+        check_flags,
+    ),
+    "taming compare-quantizers --quantizers digits_vq digits_fsq --seeds 2": (
+        "trains for many minutes",
+        nothing_to_check,
+    ),
     "make gpu": ("needs a GPU", check_target),
     "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
     "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
@@ -179,6 +188,14 @@ EXECUTED = {
         f"python scripts/gallery.py --only {name}": "tests/scripts/test_gallery.py"
         for name in PICTURES
     },
+    **dict.fromkeys(
+        [
+            "python scripts/compare_quantizers.py",
+            "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3",
+            "taming compare-quantizers --quantizers digits_vq digits_fsq --seeds 2",
+        ],
+        "tests/scripts/test_compare_quantizers.py",
+    ),
     "make demo": "tests/test_demo.py",
     "kill -USR1 <pid>": "tests/training/test_cli.py",
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": "tests/unrunnable.py",

@@ -90,7 +90,9 @@ class Workplace:
         for path in (ROOT / "configs").rglob("*.yaml"):
             own = root / path.relative_to(ROOT)
             own.parent.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(shrink(load_config([path])), own)
+            config = load_config([path])
+            # What is merged over a recipe has none of its own.
+            OmegaConf.save(shrink(config) if "data" in config else config, own)
         Image.fromarray(render(0, 256, 256).image).save(root / "photo.png")
         Image.linear_gradient("L").point(lambda value: 255 * (value > 127)).save(root / "mask.png")
         (root / "street.yaml").write_text("- {class: cup, box: [0.1, 0.2, 0.3, 0.7]}\n")

@@ -10,13 +10,15 @@ from torch.utils.tensorboard import SummaryWriter
 from taming.training.logged_times import read_seconds
 
 
-def write_start(folder: Path, points: dict[int, float], begun: float) -> None:
+def write_start(
+    folder: Path, points: dict[int, float], begun: float, name: str = "val/loss"
+) -> None:
     """A start at the clock's `begun`, whose validation is logged at seconds by step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.time", lambda: begun)
         writer = SummaryWriter(str(folder), filename_suffix=f".{begun:.0f}")  # type: ignore[no-untyped-call]
         for step, second in points.items():
-            writer.add_scalar("val/loss", 1.0, step, walltime=begun + second)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, 1.0, step, walltime=begun + second)  # type: ignore[no-untyped-call]
             writer.add_scalar("lr", 1.0, step, walltime=begun + second + 5)  # type: ignore[no-untyped-call]
         writer.close()  # type: ignore[no-untyped-call]
 

@@ -1,9 +1,9 @@
 """What a quantizer is, and what all of them share: nearest code, look-up, remapping, counting.
 
-A new quantizer is a class in a file of its own, here or in any other package, and one line of YAML
-(`quantizer_config: {target: ..., params: ...}` in a first stage's params). It is an `nn.Module`
-with what the protocol `Quantizer` lists; inheriting from `Codebook` gives it all but `forward` and
-`codes`. Sources: VQ-VAE (arXiv 1711.00937) and VQGAN (arXiv 2012.09841, section 3.1).
+A new one is a class in a file of its own, here or elsewhere, and one line of YAML, a first stage's
+`quantizer_config: {target: ..., params: ...}`: an `nn.Module` with what the protocol `Quantizer`
+lists, of which `Codebook` has all but `forward` and `codes`. Sources: VQ-VAE (arXiv 1711.00937) and
+VQGAN (arXiv 2012.09841, section 3.1).
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class CodeTable(Protocol):
 class Quantizer(CodeTable, Protocol):
     """Latents -> the nearest (or sampled) codebook vectors and their indices.
 
-    A quantizer whose latents have more or fewer channels than its codes also has an attribute
-    `input_channels`.
+    One whose latents have more or fewer channels than its codes also has `input_channels`.
     """
 
     def __call__(self, z: Tensor, /) -> Quantized:
@@ -63,9 +62,8 @@ class Quantizer(CodeTable, Protocol):
 class SeveralLevels(Protocol):
     """What a quantizer with several indices a position, or several grids of them, has beside.
 
-    `n_e` is the number of the codes of all levels together or, if the levels share one table, of
-    that. `get_codebook_entry` takes indices [B, *index_shape] alone, and gives the codes
-    [B, e_dim, h, w] that an image is decoded from.
+    `n_e` counts the codes of all levels or, if they share one table, of that. `get_codebook_entry`
+    takes indices [B, *index_shape] alone, and gives codes [B, e_dim, h, w] to decode an image from.
     """
 
     @property
@@ -106,8 +104,7 @@ def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
     return height, width
 
 
-# Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64
-# images of 16 x 16 codes has 16,384 latents; all distances to 16,384 codes at once would be 1 GiB.
+# Distances held at a time, 256 MiB in fp32: of 16,384 latents and codes they would be 1 GiB.
 MAX_DISTANCES = 2**26
 
 
