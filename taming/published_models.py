@@ -29,7 +29,7 @@ def published_models() -> dict[str, Published]:
     text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
     rows = csv.reader(text.splitlines(), delimiter="\t")
     return {
-        name: Published(name, what, fid, folder, tuple(addresses.split()), licence)
+        name: Published(name, what, fid, folder, tuple(addresses.split()), licence=licence)
         for name, what, fid, folder, addresses, licence in list(rows)[1:]
     }
 

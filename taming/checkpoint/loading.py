@@ -146,7 +146,12 @@ def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
     """
     try:
         run = find_run(path)
-        model = without_checkpoint_paths(run_config(run, used=["model"]).model)
+        if run.configs:
+            model = without_checkpoint_paths(run_config(run, used=["model"]).model)
+        else:
+            place = key.partition(".params.ckpt_path")[0]
+            hint = f"set {place} to the target and params that it was trained with"
+            model = model_of_weights(run.checkpoint, f"{hint}, and params.ckpt_path in it")
         if "transformer_config" in (model.get("params") or {}):
             raise UserError(
                 f"{path} is a transformer, which cannot be a stage of another; take its first "

@@ -17,21 +17,22 @@ from taming.errors import UserError
 
 # The parts of a first stage: what is around them in names is left out.
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-_HINT = "name the YAML of its model with --base (in Python: base=[...])"
+HINT = "name its YAML with --base (in Python: base=[...])"
 
 
-def model_of_weights(path: Path) -> dict[str, Any]:
+def model_of_weights(path: Path, hint: str = HINT) -> dict[str, Any]:
     """The `model` section for a file of weights of a known tokenizer; what it is, is said.
 
     Raises:
-        UserError: for weights of anything else; the nearest layout that is known is named.
+        UserError: for weights of anything else; the nearest layout that is known is named, and what
+            to do then, the `hint`.
     """
-    layout, section = recognise(read_content(path), path)
+    layout, section = recognise(read_content(path), path, hint)
     say(str(path), (f"recognised as {layout.title}'s by its tensors: {_described(section)}",))
     return section
 
 
-def recognise(content: Any, source: Path) -> tuple[Layout, dict[str, Any]]:
+def recognise(content: Any, source: Path, hint: str = HINT) -> tuple[Layout, dict[str, Any]]:
     """The layout of the weights in a file's content, and their `model` section.
 
     Raises:
@@ -46,13 +47,13 @@ def recognise(content: Any, source: Path) -> tuple[Layout, dict[str, Any]]:
             except LookupError as error:
                 raise UserError(
                     f"{source} is like {layout.title}'s checkpoints, but its tensor {error} is "
-                    f"missing; {_HINT}"
+                    f"missing; {hint}"
                 ) from None
             except UserError as error:
                 raise UserError(
                     f"{source} is like {layout.title}'s checkpoints, but {error}"
                 ) from None
-    raise UserError(f"{source} has no config beside it, {_why_unknown(found)}")
+    raise UserError(f"{source} has no config beside it, {_why_unknown(found, hint)}")
 
 
 def _shapes_in(content: Any) -> Iterator[Shapes]:
@@ -64,22 +65,26 @@ def _shapes_in(content: Any) -> Iterator[Shapes]:
         yield {n: shape for n, shape in shapes.items() if n not in UNTRAINED}
 
 
-def _why_unknown(found: list[Shapes]) -> str:
+def _why_unknown(found: list[Shapes], hint: str) -> str:
     """The rest of a sentence about weights that no layout recognises."""
     names = {name for shapes in found for name in shapes}
     if any(name.startswith("first_stage_model.") for name in names):
         return (
-            f"and it is a larger model; {_HINT}, or take its first stage out with "
+            f"and it is a larger model; {hint}, or take its first stage out with "
             "scripts/extract_submodel.py IN OUT first_stage_model"
         )
     shapes = max(found, key=_nearness, default={})
     layout, missing = nearest(shapes)
     if len(missing) == len(layout.marks):
-        return f"and its tensors are no tokenizer's that is known here; {_HINT}"
-    what = f"of which it lacks {', '.join(missing)}" if missing else "of other sizes or with more"
+        return f"and its tensors are no tokenizer's that is known here; {hint}"
+    what = (
+        f"of which it lacks {', '.join(missing)}"
+        if missing
+        else "and it has tensors beyond that one"
+    )
     return (
         f"and its tensors are no tokenizer's that is known here: the nearest layout is "
-        f"{layout.title}'s, {what}; {_HINT}"
+        f"{layout.title}'s, {what}; {hint}"
     )
 
 

@@ -55,8 +55,8 @@ def depth_to_space(x: Tensor) -> Tensor:
     `torch.nn.functional.pixel_shuffle` counts the other way round, the pixels within c.
     """
     batch, channels, height, width = x.shape
-    x = x.reshape(batch, 2, 2, channels // 4, height, width)  # (B, row, column, C, H, W)
-    x = x.permute(0, 3, 4, 1, 5, 2)  # (B, C, H, row, W, column)
+    x = x.unflatten(1, (2, 2, channels // 4))  # (B, row, column, C, H, W)
+    x = x.permute((0, 3, 4, 1, 5, 2))  # (B, C, H, row, W, column)
     return x.reshape(batch, channels // 4, 2 * height, 2 * width)
 
 

@@ -225,7 +225,7 @@ def test_the_nearest_layout_is_named(tmp_path: Path) -> None:
 
 def test_a_stranger_is_no_tokenizer(tmp_path: Path) -> None:
     torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="no tokenizer's that is known here; name the YAML"):
+    with pytest.raises(UserError, match="no tokenizer's that is known here; name its YAML"):
         taming.load(tmp_path / "x.pt")
     parts = {f"first_stage_model.{key}": t for key, t in small_state("vqgan").items()}
     torch.save({**parts, "model.weight": torch.zeros(2)}, tmp_path / "y.pt")
