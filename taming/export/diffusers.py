@@ -61,7 +61,8 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         UserError: for models that diffusers' class cannot express.
     """
     multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
-    if type(quantizer) not in NEAREST or quantizer.remap is not None:
+    nearest = isinstance(quantizer, NEAREST) and type(quantizer) in NEAREST  # no subclass
+    if not nearest or quantizer.remap is not None:
         raise UserError(
             "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
             f"model has {type(quantizer).__name__}"
