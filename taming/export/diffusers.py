@@ -61,8 +61,8 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         UserError: for models that diffusers' class cannot express.
     """
     multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
-    nearest = isinstance(quantizer, NEAREST) and type(quantizer) in NEAREST  # no subclass
-    if not nearest or quantizer.remap is not None:
+    plain = type(quantizer) in NEAREST  # subclasses compare otherwise
+    if not isinstance(quantizer, NEAREST) or not plain or quantizer.remap is not None:
         raise UserError(
             "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
             f"model has {type(quantizer).__name__}"
