@@ -91,6 +91,9 @@ def prepare(name: str, folder: Path) -> str:
         whole = "target" in config.model  # else all but the training is the file's
         start = _untrained(config.model, folder / "start.ckpt") if whole else None
         config.model.params.ckpt_path = start or str(foreign_file("llamagen", folder))
+        if not whole:
+            sizes = {"resolution": SIZE, "attn_resolutions": [SIZE // 2]}
+            config.model.params.ddconfig = sizes
     OmegaConf.save(config, folder / f"{name}.yaml")
     return str(folder / f"{name}.yaml")
 
