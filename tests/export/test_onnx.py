@@ -25,7 +25,24 @@ TEMPERATURE = {
 }
 
 
+PLACE = "taming.modules.vqvae."
+# Quantizers of a `quantizer_config`: where they are, and their arguments.
+OTHERS: dict[str, dict[str, Any]] = {
+    "cosine.CosineQuantizer": {"n_e": 12, "e_dim": 4},
+    "fsq.FSQ": {"levels": [3, 4]},
+    "lfq.LFQ": {"n_e": 16},
+    "bsq.BSQ": {"n_e": 16},
+    "ibq.IBQ": {"n_e": 12, "e_dim": 4},
+    "simvq.SimVQ": {"n_e": 12, "e_dim": 4},
+    "residual.ResidualQuantizer": {"n_codes": 6, "e_dim": 4, "levels": 2},
+}
+
+
 def first_stage(kind: str, **extra: Any) -> Any:
+    if kind in OTHERS:
+        chosen = {"target": PLACE + kind, "params": OTHERS[kind]}
+        sizes = {"n_embed": None, "embed_dim": None}
+        return first_stage("VQModel", quantizer_config=chosen, **sizes, **extra)
     network = {**ddconfig(), "attn_resolutions": [8]}
     if kind == "GumbelVQ":
         extra["temperature_scheduler_config"] = TEMPERATURE
@@ -47,7 +64,7 @@ def run(path: Path, name: str, value: Tensor) -> Tensor:
         "remapped",
         *(
             pytest.param(k, marks=pytest.mark.slow)
-            for k in ("VQModel", "EMAVQ", "GumbelVQ", "MultiScaleVQ")
+            for k in ("VQModel", "EMAVQ", "GumbelVQ", "MultiScaleVQ", *OTHERS)
         ),
     ],
 )

@@ -8,10 +8,9 @@ VQGAN (arXiv 2012.09841, section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from taming.config_values import Count, CountOrZero, FilePath
 from taming.devices import without_autocast
 from taming.errors import UserError, absence
 from taming.limits import check_sizes
+from taming.modules.vqvae.products import full_fp32_matmul
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 """(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), computed in fp32 or better.
@@ -51,7 +51,8 @@ class CodeTable(Protocol):
 class Quantizer(CodeTable, Protocol):
     """Latents -> the nearest (or sampled) codebook vectors and their indices.
 
-    One whose latents have more or fewer channels than its codes also has `input_channels`.
+    A quantizer whose latents have more or fewer channels than its codes also has an attribute
+    `input_channels`.
     """
 
     def __call__(self, z: Tensor, /) -> Quantized:
@@ -104,24 +105,9 @@ def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
     return height, width
 
 
-# Distances held at a time, 256 MiB in fp32: of 16,384 latents and codes they would be 1 GiB.
+# Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64
+# images of 16 x 16 codes has 16,384 latents; all distances to 16,384 codes at once would be 1 GiB.
 MAX_DISTANCES = 2**26
-
-
-@contextmanager
-def full_fp32_matmul() -> Iterator[None]:
-    """Keep TF32 and bf16 out: their error is larger than the gap between near codes."""
-    with ExitStack() as at_exit:
-        try:
-            precision = torch.get_float32_matmul_precision()
-            if precision != "highest":
-                at_exit.callback(torch.set_float32_matmul_precision, precision)
-                torch.set_float32_matmul_precision("highest")
-        except RuntimeError:  # set by the newer switches, which do not mix with this one
-            backend = torch.backends.cuda.matmul
-            at_exit.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-            backend.fp32_precision = "ieee"
-        yield
 
 
 @torch.no_grad()
@@ -157,41 +143,6 @@ def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
 @_nearest_code.register_fake
 def _(latents: Tensor, codebook: Tensor) -> Tensor:
     return latents.new_empty(len(latents), dtype=torch.long)
-
-
-def fp32_products(rows: Tensor, others: Tensor) -> Tensor:
-    """Each of `rows` [N, D] with each of `others` [K, D] -> [N, K]: fp32, and its gradients too,
-    also where TF32 is allowed."""
-    products: Tensor = _fp32_products(rows, others)
-    return products
-
-
-@torch.library.custom_op(
-    "taming::fp32_products", mutates_args=(), schema="(Tensor rows, Tensor others) -> Tensor"
-)
-def _fp32_products(rows: Tensor, others: Tensor) -> Tensor:
-    with full_fp32_matmul():
-        return rows @ others.t()
-
-
-@_fp32_products.register_fake
-def _(rows: Tensor, others: Tensor) -> Tensor:
-    return rows @ others.t()
-
-
-def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    (rows, others), needed = ctx.saved_tensors, ctx.needs_input_grad
-    return (
-        fp32_products(grad, others.t()) if needed[0] else None,  # (N, K) @ (K, D)
-        fp32_products(grad.t(), rows.t()) if needed[1] else None,  # (K, N) @ (N, D)
-    )
-
-
-_fp32_products.register_autograd(_gradients, setup_context=_keep_factors)
 
 
 def count_codes(indices: Tensor, n_codes: int) -> Tensor:

@@ -14,6 +14,7 @@ from taming.config_values import NonNegative, Positive, Weight
 from taming.devices import without_autocast
 from taming.distributed import mean_over_ranks
 from taming.modules.vqvae import codebook
+from taming.modules.vqvae.products import fp32_products
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Latents [n, D] and codes [K, D] -> what is likely, before the temperature, [n, K]."""
@@ -36,7 +37,7 @@ class EntropyOptions(TypedDict, total=False):
 
 def negative_distances(latents: Tensor, codes: Tensor) -> Tensor:
     """-|z - c|^2 less |z|^2, which is the same for all codes, and no part of a softmax."""
-    return codebook.fp32_products(2 * latents, codes) - codes.square().sum(dim=1)
+    return fp32_products(2 * latents, codes) - codes.square().sum(dim=1)
 
 
 def weighted_entropy(
@@ -121,7 +122,7 @@ def sign_entropies(log_odds: Tensor, epsilon: float = 0.0) -> Entropies:
     """
     of_each = F.binary_cross_entropy_with_logits(log_odds, log_odds.sigmoid(), reduction="none")
     first, last = (_joint(part) for part in log_odds.tensor_split(2, dim=1))
-    mean = codebook.fp32_products(first.t(), last.t()) / len(log_odds)  # (2^a, 2^b)
+    mean = fp32_products(first.t(), last.t()) / len(log_odds)  # (2^a, 2^b)
     return of_each.sum(dim=1).mean(), _of_mean(mean, epsilon)
 
 

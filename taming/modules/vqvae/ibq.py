@@ -13,6 +13,7 @@ from taming.devices import without_autocast
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
+from taming.modules.vqvae.products import fp32_products
 
 
 class IBQ(Codebook):
@@ -61,9 +62,8 @@ class IBQ(Codebook):
             indices = torch.cat([of_part for _, of_part in chosen])
             codes = F.embedding(indices, table)  # (N, C)
             z_q = codes + torch.cat([of_part for of_part, _ in chosen])
-            scores = codebook.fp32_products
             loss = self._loss(rows, z_q, codes)
-            loss = loss + weighted_entropy(rows, table, self.entropy, scores)
+            loss = loss + weighted_entropy(rows, table, self.entropy, fp32_products)
         z_q = codebook.channels_first(z_q, like=z).to(self.codes.dtype)
         return z_q, loss, (None, None, self._shaped(indices, z, as_grid=True))
 
@@ -76,9 +76,9 @@ class IBQ(Codebook):
 def _chosen(rows: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Of latents [n, C] and codes [K, C]: p E - sg(p E) [n, C], zeros with the gradient of p, and
     the indices [n]."""
-    products = codebook.fp32_products(rows, table)  # (n, K)
+    products = fp32_products(rows, table)  # (n, K)
     indices = products.argmax(dim=1)
     if not torch.is_grad_enabled():
         return torch.zeros_like(rows), indices
-    mixed = codebook.fp32_products(products.softmax(dim=1), table.detach().t())
+    mixed = fp32_products(products.softmax(dim=1), table.detach().t())
     return mixed - mixed.detach(), indices

@@ -43,6 +43,7 @@ class LFQ(Codebook):
     """
 
     unit: Tensor  # the size of a code's numbers, and their dtype and device
+    powers: Tensor  # what each channel counts in the index, int64 [D]
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class LFQ(Codebook):
         self.entropy: EntropyOptions = {"entropy_weight": 0.1, "entropy_epsilon": 1e-5}
         self.entropy |= entropy
         self.register_buffer("unit", torch.tensor(self._size(bits)), persistent=False)
+        self.register_buffer("powers", 2 ** torch.arange(bits), persistent=False)
 
     @staticmethod
     def _size(bits: int) -> float:
@@ -72,8 +74,7 @@ class LFQ(Codebook):
         return self.look_up(torch.arange(self.n_e, device=self.unit.device))
 
     def look_up(self, indices: Tensor) -> Tensor:
-        places = torch.arange(self.e_dim, device=indices.device)
-        bits = (indices[..., None] >> places) & 1  # (..., D)
+        bits = indices[..., None] // self.powers % 2  # (..., D)
         return (2 * bits - 1).to(self.unit.dtype) * self._size(self.e_dim)
 
     def forward(self, z: Tensor) -> Quantized:
@@ -83,8 +84,7 @@ class LFQ(Codebook):
             rows = self._seen(codebook.channels_last(z))  # (N, D)
             positive = rows > 0
             codes = torch.where(positive, size, -size).to(rows)
-            places = torch.arange(self.e_dim, device=z.device)
-            indices = (positive.long() << places).sum(dim=1)  # (N,)
+            indices = (positive.long() * self.powers).sum(dim=1)  # (N,)
             loss = self.beta * F.mse_loss(rows, codes)
             if self.entropy["entropy_weight"]:
                 loss = loss + weighted(self._entropies(rows), self.entropy)

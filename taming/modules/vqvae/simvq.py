@@ -11,6 +11,7 @@ from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import UnknownIndex
 from taming.modules.vqvae.entropy import EntropyOptions
 from taming.modules.vqvae.nearest import VectorQuantizer2
+from taming.modules.vqvae.products import fp32_products
 
 
 class SimVQ(VectorQuantizer2):
@@ -41,7 +42,5 @@ class SimVQ(VectorQuantizer2):
     def _table(self, weight: Tensor) -> Tensor:
         with without_autocast(weight.device):
             layer = self.embedding_proj
-            products = codebook.fp32_products(
-                codebook.precise(weight), codebook.precise(layer.weight)
-            )
+            products = fp32_products(codebook.precise(weight), codebook.precise(layer.weight))
             return products + layer.bias

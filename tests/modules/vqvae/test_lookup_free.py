@@ -10,7 +10,7 @@ import vector_quantize_pytorch as library
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.vqvae import codebook
+from taming.modules.vqvae import codebook, entropy
 from taming.modules.vqvae.bsq import BSQ
 from taming.modules.vqvae.cosine import CosineQuantizer
 from taming.modules.vqvae.entropy import entropies
@@ -103,7 +103,7 @@ def test_entropies_of_signs_are_those_over_all_codes(name: str, bits: int) -> No
 def test_entropies_of_wide_codes_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """N x K would be 2^18 x 40 numbers."""
     largest = 0
-    products = codebook.fp32_products
+    products = entropy.fp32_products
 
     def counted(rows: Tensor, others: Tensor) -> Tensor:
         nonlocal largest
@@ -111,7 +111,7 @@ def test_entropies_of_wide_codes_take_little_memory(monkeypatch: pytest.MonkeyPa
         largest = max(largest, result.numel())
         return result
 
-    monkeypatch.setattr(codebook, "fp32_products", counted)
+    monkeypatch.setattr(entropy, "fp32_products", counted)
     loss = LFQ(2**18)(latents(18))[1]
     assert torch.isfinite(loss) and largest == 2**18
 

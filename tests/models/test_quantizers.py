@@ -1,0 +1,101 @@
+"""First stages with quantizers of a `quantizer_config`: several levels, and precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.guidance import CodeGrids
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config, transformer_config
+from tests.kit.parts import PARTS
+from tests.kit.training import fit
+
+VQ = "taming.modules.vqvae."
+CONFIGS: dict[str, dict[str, Any]] = {
+    "residual": {
+        "target": VQ + "residual.ResidualQuantizer",
+        "params": {"n_codes": 6, "e_dim": 4, "levels": 3},
+    },
+    "grouped": {
+        "target": VQ + "grouped.GroupedQuantizer",
+        "params": {
+            "groups": 2,
+            "quantizer_config": {"target": VQ + "lfq.LFQ", "params": {"n_e": 8}},
+        },
+    },
+}
+X = images(2, 3, 16, 24).permute(0, 3, 1, 2)
+
+
+def config(name: str) -> dict[str, Any]:
+    sizes = {"n_embed": None, "embed_dim": None}
+    return first_stage_config(quantizer_config=CONFIGS[name], **sizes)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return build(config(request.param)).eval()
+
+
+@torch.no_grad()
+def test_there_and_back(model: Any) -> None:
+    indices = model.encode_to_indices(X)
+    assert indices.shape == (2, *model.quantize.index_shape(8, 12))
+    torch.testing.assert_close(model.decode_indices(indices), model(X)[0])
+
+
+@torch.no_grad()
+def test_wrong_indices_are_a_sentence(model: Any) -> None:
+    indices = model.encode_to_indices(X)
+    with pytest.raises(UserError, match=r"these are \[2, 8, 12\]"):
+        model.decode_indices(indices[..., 0])
+    with pytest.raises(UserError, match=r"\[B, \.\.\.\] of integers from 0 to \d; these are from"):
+        model.decode_indices(indices + 8)
+
+
+@torch.no_grad()
+def test_guidance_has_a_table_for_each_level(model: Any) -> None:
+    grids = CodeGrids.of(model)
+    indices = grids.encode(X[:1])
+    assert len(indices) == len(model.quantize.level_sizes)
+    image = grids.decode(grids.look_up(indices), (8, 12))
+    torch.testing.assert_close(image, model(X[:1])[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_refuse_several_levels(name: str) -> None:
+    with pytest.raises(UserError, match="first_stage_config: .* take a first stage of one level"):
+        build(transformer_config(first_stage_config=config(name)))
+
+
+def test_training_logs_the_use_of_every_level(tmp_path: Path) -> None:
+    model = build(config("residual"))
+    logged = fit(model, {"image": images()}, tmp_path).callback_metrics
+    for level in ("", "_0", "_1", "_2"):
+        assert 0 < logged[f"val/codebook_usage{level}"] <= 1
+    assert model.logged_names() >= {name for name in logged if "codebook" in name}
+
+
+QUANTIZERS = ("CosineQuantizer", "FSQ", "FSQ, symmetric", "LFQ", "BSQ", "IBQ", "SimVQ")
+QUANTIZERS += ("ResidualQuantizer", "GroupedQuantizer")
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_decisions_are_fp32_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = PARTS[name].make().eval()
+    z = torch.randn(2, 4, 16, 16)
+    z_q, loss, (_, _, indices) = quantizer(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again, same_loss, (_, _, same) = quantizer(z)
+    assert torch.equal(indices, same) and again.dtype == z_q.dtype == torch.float32
+    torch.testing.assert_close(again, z_q, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(same_loss, loss, rtol=1e-6, atol=1e-6)
+    half = quantizer.bfloat16()
+    assert half(z.bfloat16())[0].dtype == torch.bfloat16
+    assert torch.isfinite(half(z.bfloat16())[1])
