@@ -76,6 +76,7 @@ RUN_FOR = {
 }
 FIRST_STAGE_FOR = {"digits_transformer": "digits_vqgan"}  # custom_vqgan for all others
 STAND_INS = {"vqgan_imagenet_f16_16384": "finetune_vqgan", "cin_transformer": "cin_transformer"}
+STAND_INS["var_vae"] = "imagenet_multi_scale_vqgan"
 
 
 class Workplace:

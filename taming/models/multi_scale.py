@@ -125,10 +125,10 @@ class MultiScaleVQ(VQModel):
 
     def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
         super()._evaluate(batch, split)
-        losses = self.quantize.scale_losses
-        if split == "val" and losses is not None:
-            each = zip(self._loss_names(), losses, strict=True)
-            self.log_dict(dict(each), on_step=False, on_epoch=True, sync_dist=True)
+        if split == "val":
+            each = zip(self._loss_names(), self.quantize.scale_losses, strict=True)
+            how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            self.log_dict(dict(each), batch_size=len(batch[self.image_key]), **how)
 
     def on_save_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
         """Keep how far the running counts of codes are, which the published names have no place

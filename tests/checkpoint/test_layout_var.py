@@ -12,10 +12,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+import taming
 from taming.checkpoint import save_atomic
 from taming.checkpoint.layouts import LAYOUTS, recognised
 from taming.checkpoint.layouts.base import shapes_of
-from taming.config import instantiate_from_config
+from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
 from taming.model_loading import load_model
 from taming.models.multi_scale import MultiScaleVQ
@@ -23,6 +24,7 @@ from tests.kit.real import TOKENIZERS, needs_tokenizers
 from tests.support import golden_weight
 
 VAR = LAYOUTS["var"]
+CONFIGS = Path(taming.__file__).parent / "pretrained_configs"
 
 
 def numbers_of(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,6 +128,8 @@ def test_all_names_and_shapes_of_the_published_file_both_ways() -> None:
         assert layout is VAR
         model = instantiate_from_config(layout.config(shapes_of(state)))
         own = model.state_dict()
+        listed = load_config([CONFIGS / "var_vae.yaml"]).model
+        assert shapes_of(instantiate_from_config(listed).state_dict()) == shapes_of(own)
         assert shapes_of(VAR.to_model(state)) == shapes_of(own)
         written = VAR.from_model(own)
     kinds = {n: [list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in written.items()}

@@ -73,6 +73,7 @@ class MultiScaleQuantizer(Codebook):
 
     # (K, n_e), how often each scale has taken each code of late; the published name
     ema_vocab_hit_SV: Tensor  # noqa: N815
+    scale_losses: Tensor  # (K,), of the last batch
     hit_updates: Tensor  # (), how many scales the hits have counted since this was made
 
     def __init__(
@@ -97,12 +98,13 @@ class MultiScaleQuantizer(Codebook):
         self.register_buffer("hit_updates", torch.zeros((), dtype=torch.long), persistent=False)
         self.quant_resi = make_phis(share_quant_resi, n_scales, e_dim, quant_resi)
         self._n_phis = share_quant_resi or n_scales
+        self._phi_of = phi_numbers(self._n_phis, n_scales)  # as no graph holds their computation
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
         self.revival = (
             ScaleRevival(n_scales, n_e, revive_after, least_use) if revive_after else None
         )
-        self.scale_losses: Tensor | None = None  # (K,), of the last batch
+        self.register_buffer("scale_losses", torch.zeros(n_scales), persistent=False)
 
     @property
     def codes(self) -> Tensor:
@@ -188,7 +190,8 @@ class MultiScaleQuantizer(Codebook):
         phis = self.quant_resi
         if isinstance(phis, nn.ModuleDict):
             phis = phis["qresi_ls"] if "qresi_ls" in phis else nn.ModuleList([phis["qresi"]])
-        number = phi_numbers(self._n_phis, n_scales)[scale]
+        usual = n_scales == len(self._phi_of)
+        number = (self._phi_of if usual else phi_numbers(self._n_phis, n_scales))[scale]
         assert isinstance(phis, nn.ModuleList)
         added: Tensor = phis[number](bicubic_up(codes, size))
         return added
@@ -227,7 +230,8 @@ class MultiScaleQuantizer(Codebook):
             if learns:  # no step of the backward pass reads the codes, which may change here
                 self._follow(steps)
             z_q = codebook.straight_through(precise, steps[-1].latents).to(self.codes.dtype)
-        self.scale_losses = losses.detach()
+        if not torch.compiler.is_exporting():  # other programs keep no statistics
+            self.scale_losses.copy_(losses.detach())
         parts = [step.indices.reshape(len(z), -1) for step in steps]
         indices = torch.cat(parts, dim=1)  # (B, n)
         if self.remap is not None:

@@ -46,7 +46,8 @@ class ScaleRevival(nn.Module):
         unused = self.idle >= self.after  # (K, V)
         dead = unused.all(dim=0)  # (V,)
         lacking, neediest = self.lacking(unused, hits).max(dim=0)
-        free = unused[neediest] & ~dead & (lacking > 0)
+        # As a plain index, `neediest` would be waited for.
+        free = unused.index_select(0, neediest[None])[0] & ~dead & (lacking > 0)
         moved = self._least_used(free, recent.sum(dim=0))
         scale = torch.randint_like(self.idle[0], len(rows))  # for codes that no scale uses
         scale = torch.where(dead, scale, neediest)

@@ -119,8 +119,14 @@ def test_gradients_are_those_of_the_published_loss() -> None:
     for parameter, gradient in zip(trained, expected_of, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient)
-    assert quantizer.scale_losses is not None and quantizer.scale_losses.shape == (3,)
+    assert quantizer.scale_losses.shape == (3,)
     torch.testing.assert_close(quantizer.scale_losses.mean(), loss.detach())
+
+
+def test_residuals_keep_no_graph() -> None:
+    steps = list(small().steps(latents().requires_grad_()))
+    assert not any(step.rows.requires_grad for step in steps)
+    assert all(step.latents.requires_grad for step in steps)
 
 
 def test_computed_in_full_precision_under_autocast() -> None:
