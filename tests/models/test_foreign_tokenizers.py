@@ -211,9 +211,9 @@ def test_the_published_architecture(name: str) -> None:
     codes, _, (_, _, indices) = model.encode(x)
     wrong = indices.reshape(-1) != numbers["indices"].reshape(-1)
     assert not (wrong & (numbers["index_margins"].reshape(-1) > 1e-4)).any()
-    if wrong.any():
-        return  # at the margin of rounding: what follows is of another code there
-    assert_close(codes[:, :4], numbers["zq_first4"])
-    images = theirs(name, model.decode(codes))
+    if not wrong.any():
+        assert_close(codes[:, :4], numbers["zq_first4"])
+    grid = numbers["indices"].reshape(1, *codes.shape[2:]).long()
+    images = theirs(name, model.decode_indices(grid))
     assert_close(images[..., :32, :32], numbers["dec_top32"])
     assert_close(images[..., -32:, -32:], numbers["dec_bottom32"])
