@@ -27,7 +27,7 @@ def print_table(models: dict[str, Published]) -> None:
     width = max(map(len, models))
     for model in models.values():
         fid = model.fid if "FID" in model.fid else f"FID {model.fid}"
-        print(f"{model.name:{width}}  {model.what}; {fid}")
+        print(f"{model.name:{width}}  {model.what}; {fid}; licence {model.licence}")
         print(f"{'':{width}}  -> {model.folder} from {' '.join(model.addresses)}")
 
 

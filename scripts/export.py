@@ -4,7 +4,9 @@
     python scripts/export.py diffusers logs/<vqgan run> FOLDER
     python scripts/export.py from_diffusers FOLDER logs/<new run>
     python scripts/export.py onnx logs/<vqgan run> FOLDER --size 256,256
+    python scripts/export.py llamagen logs/<run of that architecture> vq.pt
 
+A tokenizer of another project (docs/foreign-tokenizers.md) goes back to that project's own layout.
 The run may be a transformer's: all but safetensors then take its first stage.
 """
 
@@ -18,12 +20,13 @@ from taming.checkpoint import load_run, run_config
 from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
+from taming.export.foreign import FOREIGN, to_layout
 from taming.export.onnx import to_onnx
 from taming.export.weights import save_weights
 from taming.models.cond_transformer import Net2NetTransformer
 
 TARGET = "the file to write; of diffusers, from_diffusers and onnx a folder, which is made"
-FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx")
+FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx", *FOREIGN)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)
         to_diffusers(model, params["ddconfig"], args.target)
+    elif args.format in FOREIGN:
+        model, _ = first_stage(args.source, args.base)
+        to_layout(model, args.format, args.target)
+        place = args.target
     else:
         model, _ = first_stage(args.source, args.base)
         files = to_onnx(model, args.target, args.size)

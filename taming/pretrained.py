@@ -22,6 +22,7 @@ from typing import Any
 
 from taming.atomic_files import atomic_path, write_text
 from taming.checkpoint import find_run, read_checkpoint
+from taming.checkpoint.recognition import model_of_weights
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.models.dalle import convert
@@ -41,7 +42,9 @@ __all__ = [
 RECORD = "downloads.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 MOST_GROWTH = 4  # of an archive that is unpacked
-WANTED = (".ckpt", ".yaml", ".yml", ".pkl", ".zip")
+WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+WANTED = (*WEIGHTS, ".yaml", ".yml", ".pkl", ".zip")
+_UNPACKED = (".ckpt", ".yaml", ".yml")  # of archives
 
 Resolve = Callable[[str], "list[RemoteFile]"]
 
@@ -174,8 +177,15 @@ def _add_config(name: str, folder: Path) -> None:
 
 
 def lacks_config(folder: Path) -> bool:
-    """Whether a downloaded model has no config, neither its own nor one of this package."""
-    return not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]
+    """Whether a downloaded model has no config, neither its own nor one of this package, and its
+    tensors do not tell what it is."""
+    if [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]:
+        return False
+    try:
+        model_of_weights(find_run(folder).checkpoint)
+    except UserError:
+        return True
+    return False
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -239,7 +249,7 @@ def _verify(unchecked: Path, file: RemoteFile, known: dict[str, Any] | None) -> 
             f"{file.url} sends a web page instead of {file.path}; fetch it with a browser and put "
             "it there"
         )
-    if file.path.endswith(".ckpt") and not _is_archive(unchecked):
+    if file.path.endswith(WEIGHTS) and not _is_archive(unchecked):
         read_checkpoint(unchecked)
 
 
@@ -255,7 +265,7 @@ def _unpack(archive_path: Path, folder: Path) -> dict[str, Path]:
     """Put an archive's checkpoints and configs into `folder`: path in the archive -> file."""
     placed: dict[str, Path] = {}
     with _damage_named(archive_path), zipfile.ZipFile(archive_path) as archive:
-        wanted = [entry for entry in archive.infolist() if entry.filename.endswith(WANTED[:3])]
+        wanted = [entry for entry in archive.infolist() if entry.filename.endswith(_UNPACKED)]
         _check_claims(archive_path, sum(entry.file_size for entry in wanted))
         for entry in wanted:
             placed[entry.filename] = _inside(folder, entry.filename)

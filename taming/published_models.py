@@ -10,13 +10,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: `fid` as published, `folder` where it goes, `addresses` on the web."""
+    """A published model: `fid` as published, `folder` where it goes, `addresses` on the web.
+
+    `licence` is that of the code that it was published with ("-": not known); on the weights
+    themselves most projects say nothing.
+    """
 
     name: str
     what: str
     fid: str
     folder: str
     addresses: tuple[str, ...]
+    licence: str = "-"
 
 
 def published_models() -> dict[str, Published]:
@@ -24,8 +29,8 @@ def published_models() -> dict[str, Published]:
     text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
     rows = csv.reader(text.splitlines(), delimiter="\t")
     return {
-        name: Published(name, what, fid, folder, tuple(addresses.split()))
-        for name, what, fid, folder, addresses in list(rows)[1:]
+        name: Published(name, what, fid, folder, tuple(addresses.split()), licence=licence)
+        for name, what, fid, folder, addresses, licence in list(rows)[1:]
     }
 
 

@@ -36,7 +36,7 @@ def load_manifest(name: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     return manifest["model"], manifest["state_dict"]
 
 
-def _golden_weight(name: str, like: Tensor, seed: int) -> Tensor:
+def golden_weight(name: str, like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
     noise = torch.randn(like.shape, generator=generator)
     if "_emb" in name.rsplit(".", 1)[-1] or "tok_emb" in name:
@@ -53,7 +53,7 @@ def fill_by_name(module: nn.Module, seed: int = 0) -> nn.Module:
     for name, tensor in module.state_dict().items():
         fixed = name.endswith(("running_mean", "running_var", "attn.mask"))
         if tensor.is_floating_point() and not fixed:
-            tensor.copy_(_golden_weight(name, tensor, seed))
+            tensor.copy_(golden_weight(name, tensor, seed))
     return module
 
 

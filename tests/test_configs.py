@@ -22,6 +22,7 @@ from taming.data.examples import write_all
 from taming.data.examples.rendering import render
 from taming.training import run_folder
 from taming.training.cli import main as main_command
+from tests.kit.tokenizers import foreign_file
 from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
@@ -87,7 +88,12 @@ def prepare(name: str, folder: Path) -> str:
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
             params.params.ckpt_path = _untrained(params, folder / f"{stage}.ckpt")
     if config.model.params.get("ckpt_path"):
-        config.model.params.ckpt_path = _untrained(config.model, folder / "start.ckpt")
+        whole = "target" in config.model  # else all but the training is the file's
+        start = _untrained(config.model, folder / "start.ckpt") if whole else None
+        config.model.params.ckpt_path = start or str(foreign_file("llamagen", folder))
+        if not whole:
+            sizes = {"resolution": SIZE, "attn_resolutions": [SIZE // 2]}
+            config.model.params.ddconfig = sizes
     OmegaConf.save(config, folder / f"{name}.yaml")
     return str(folder / f"{name}.yaml")
 

@@ -104,6 +104,9 @@ def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, An
     widths, resolution = config["block_out_channels"], config["sample_size"]
     levels = range(len(widths))
     attention = [i for i in levels if config["down_block_types"][i].startswith("Attn")]
+    middle = config.get("mid_block_add_attention", True)
+    if attention and not middle:
+        raise UserError(f"{path}: attention in levels, but not in the middle, is not known here")
     return {
         "n_embed": config["num_vq_embeddings"],
         "embed_dim": config.get("vq_embed_dim") or config["latent_channels"],
@@ -118,5 +121,6 @@ def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, An
             "num_res_blocks": config["layers_per_block"],
             "attn_resolutions": [resolution // 2**level for level in attention],
             "dropout": 0.0,
+            **({} if middle else {"attn_type": "none"}),
         },
     }

@@ -12,6 +12,7 @@ from torch import nn
 
 from taming.checkpoint import hub
 from taming.checkpoint.formats import read_content
+from taming.checkpoint.recognition import model_of_weights
 from taming.checkpoint.runs import Run, find_run
 from taming.checkpoint.starting import configure_for
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_for
@@ -39,13 +40,9 @@ def run_config(
 ) -> DictConfig:
     """The config that a run was trained with, `base` and `overrides` merged over it.
 
-    What the run's own may name, in the sections that are `used`, is what `taming.trust` says.
+    What the run's own may name, in the sections that are `used`, is what `taming.trust` says. A
+    checkpoint without a config, of a tokenizer whose tensors tell what it is, needs none.
     """
-    if not run.configs and not base:
-        raise UserError(
-            f"{run.folder} has no configs/*-project.yaml; name its YAML with --base (in Python: "
-            "base=[...])"
-        )
     config = _merged(run, base, overrides, used)
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
@@ -58,41 +55,60 @@ def run_config(
 def _merged(
     run: Run, base: Sequence[str | Path], overrides: Sequence[str], used: Sequence[str]
 ) -> DictConfig:
-    """The config of a run, or of a folder that has a hub's `config.json` instead."""
+    """The config of a run, or of weights that have a hub's `config.json` or nothing instead."""
     from_hub = [path for path in run.configs if path.name == hub.CONFIG]
-    if not from_hub or hub.is_own_config(hub.read_config(from_hub[0])):
+    own = not from_hub or hub.is_own_config(hub.read_config(from_hub[0]))
+    if run.configs and own:
         return load_config(base, overrides, stored=run.configs, used=used)
     others = load_config(base, overrides, used=used)
     if "target" in (others.get("model") or {}):
         return others
-    merged = OmegaConf.merge({"model": hub.model_section(from_hub[0])}, others)
+    section = _section_of(run)
+    merged = OmegaConf.merge({"model": section}, others)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _section_of(run: Run) -> dict[str, Any]:
+    """The `model` section of weights with a hub's config or none."""
+    if run.configs:
+        return hub.model_section(run.configs[0])
+    return model_of_weights(run.checkpoint)
 
 
 def expand_stages(config: DictConfig) -> None:
     """Write out, in place, stages of the model that are given as the path of a run.
 
     A config that is kept in a run's folder is then complete without the other run's. A stage of
-    which only `params.ckpt_path` and changes of other `params` are given is a run's as well.
+    which only `params.ckpt_path` and changes of other `params` are given is a run's as well; so is
+    a model that goes on from another.
 
     Raises:
         UserError: as `run_as_stage` does.
     """
+    if whole := _of_run(config.model, "model"):
+        config.model = whole
     params = config.model.get("params") or {}
     for key in STAGES:
         with reading(config):
             stage = params.get(key)
         if isinstance(stage, str) and not stage.startswith("__"):
             params[key] = run_as_stage(stage, f"model.params.{key}")
-        elif isinstance(stage, DictConfig) and "target" not in stage:
-            own = stage.get("params") or {}
-            if missing_keys(stage) or not isinstance(own, Mapping):
-                continue  # `check_complete` asks for these, and the stage's schema for mappings
-            changes = dict(own)
-            if path := changes.pop("ckpt_path", None):
-                whole = run_as_stage(path, f"model.params.{key}.params.ckpt_path")
-                params[key] = OmegaConf.merge(whole, {"params": changes})
+        elif isinstance(stage, DictConfig) and (whole := _of_run(stage, f"model.params.{key}")):
+            params[key] = whole
+
+
+def _of_run(section: DictConfig, key: str) -> Any:
+    """A section of which only `params.ckpt_path` and changes are given, as a whole; else None."""
+    if "target" in section or missing_keys(section):
+        return None  # `check_complete` asks for what is missing
+    own = section.get("params") or {}
+    path = own.get("ckpt_path") if isinstance(own, Mapping) else None
+    if not path:  # the schema asks for mappings
+        return None
+    whole = run_as_stage(path, f"{key}.params.ckpt_path")
+    start = {"params": {"ckpt_path": whole["params"]["ckpt_path"]}}
+    return OmegaConf.merge(whole, section, start)
 
 
 def check_complete(config: DictConfig) -> None:
@@ -125,16 +141,17 @@ def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
     `key` is the place of the path in the config, for errors.
 
     Raises:
-        UserError: if there is no such run, it has no config, or it is a transformer's.
+        UserError: if there is no such run, it is a transformer's, or it has no config and is no
+            tokenizer that is known.
     """
     try:
         run = find_run(path)
-        if not run.configs:
-            raise UserError(
-                f"{path} has no config beside it; set {key.partition('.params.ckpt_path')[0]} to "
-                "the target and params that it was trained with, and params.ckpt_path in it"
-            )
-        model = without_checkpoint_paths(run_config(run, used=["model"]).model)
+        if run.configs:
+            model = without_checkpoint_paths(run_config(run, used=["model"]).model)
+        else:
+            place = key.partition(".params.ckpt_path")[0]
+            hint = f"set {place} to the target and params that it was trained with"
+            model = model_of_weights(run.checkpoint, f"{hint}, and params.ckpt_path in it")
         if "transformer_config" in (model.get("params") or {}):
             raise UserError(
                 f"{path} is a transformer, which cannot be a stage of another; take its first "

@@ -21,12 +21,18 @@ from taming.checkpoint.layouts.diffusers import names_for_diffusers, names_from_
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.vqgan import VQModel
+from taming.modules.diffusionmodules.levels import attends
+from taming.modules.diffusionmodules.model import Encoder
 from taming.modules.vqvae.ema import EMAVectorQuantizer
-from taming.modules.vqvae.nearest import VectorQuantizer2
+from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # quantizers that diffusers has, too
+NEAREST = (
+    VectorQuantizer2,
+    VectorQuantizer,
+    EMAVectorQuantizer,
+)  # quantizers that diffusers has, too
 
 
 def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
@@ -55,13 +61,20 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         UserError: for models that diffusers' class cannot express.
     """
     multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
-    if not isinstance(quantizer, NEAREST) or quantizer.remap is not None:
+    plain = type(quantizer) in NEAREST  # subclasses compare otherwise
+    if not isinstance(quantizer, NEAREST) or not plain or quantizer.remap is not None:
         raise UserError(
-            "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap"
+            "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
+            f"model has {type(quantizer).__name__}"
+        )
+    if type(model.encoder) is not Encoder or ddconfig.get("decoder_ch_mult"):
+        raise UserError(
+            "diffusers' VQModel has taming's encoder and decoder, of the same ch_mult; this model, "
+            f"{type(model).__name__}, has others"
         )
     if ddconfig.get("double_z", True) or multiples[0] != 1:
         raise UserError("diffusers' VQModel needs ddconfig with double_z: false and ch_mult[0] 1")
-    attention = _levels_with_attention(ddconfig)
+    attention, anywhere = _levels_with_attention(ddconfig), attends(_attn_type(ddconfig))
     return {
         "_class_name": "VQModel",
         "in_channels": ddconfig["in_channels"],
@@ -76,11 +89,17 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         "num_vq_embeddings": quantizer.n_e,
         "norm_num_groups": ddconfig.get("norm_groups", 32),
         "vq_embed_dim": quantizer.e_dim,
+        **({} if anywhere else {"mid_block_add_attention": False}),
     }
+
+
+def _attn_type(ddconfig: Mapping[str, Any]) -> str:
+    return str(ddconfig.get("attn_type", "vanilla"))
 
 
 def _levels_with_attention(ddconfig: Mapping[str, Any]) -> list[bool]:
     resolution, wanted = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
+    wanted = wanted if attends(_attn_type(ddconfig)) else []
     return [resolution // 2**level in wanted for level in range(len(ddconfig["ch_mult"]))]
 
 

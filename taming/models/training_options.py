@@ -15,11 +15,15 @@ from torch.optim import Optimizer
 
 from taming.config_values import FilePath, Fraction
 from taming.errors import UserError
+from taming.modules import magvit2, maskgit
 from taming.modules.diffusionmodules.model import Level, Middle
 from taming.modules.losses.base import FirstStageLoss
 from taming.modules.transformer.gpt import GPT
 
 _SOFT_WEIGHT = 0.1  # of the published distilled model
+
+
+Blocks = Level | Middle | magvit2.Level | maskgit.Level
 
 
 class SharedOptions(TypedDict, total=False):
@@ -151,11 +155,11 @@ class TrainingWays(SharedWays):
                         state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _blocks(model: nn.Module) -> Iterator[Level | Middle]:
+def _blocks(model: nn.Module) -> Iterator[Blocks]:
     """Where nearly all of the time goes. The decoder's last convolution is none of them: gradients
     are taken at it alone."""
     for module in model.modules():
-        if isinstance(module, Level | Middle):
+        if isinstance(module, Blocks):
             yield module
 
 

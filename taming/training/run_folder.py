@@ -130,6 +130,12 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
         rank_zero_info(f"{folder} was stopped before its first save: it starts over")
         return RunFolder(folder, (*own, *configs), stored=own)
     run = find_run(path)
+    if not (run.configs or configs):
+        start = shlex.quote(f"model.params.ckpt_path={path}")
+        raise UserError(
+            f"{run.checkpoint} has no config beside it to go on with; give the run's --base, or "
+            f"start a new run from its weights: --base configs/finetune_foreign.yaml {start}"
+        )
     read_checkpoint(run.checkpoint)  # a damaged one is refused before anything is built
     check_place(run.folder / "checkpoints", "make it writable to go on with the run")
     by_name = normal_path(path).is_file()

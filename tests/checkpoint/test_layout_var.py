@@ -21,7 +21,7 @@ from taming.errors import UserError
 from taming.model_loading import load_model
 from taming.models.multi_scale import MultiScaleVQ
 from tests.kit.real import TOKENIZERS, needs_tokenizers
-from tests.support import _golden_weight
+from tests.support import golden_weight
 
 VAR = LAYOUTS["var"]
 CONFIGS = Path(taming.__file__).parent / "pretrained_configs"
@@ -142,7 +142,7 @@ def test_all_names_and_shapes_of_the_published_file_both_ways() -> None:
 def test_full_size_numbers_of_weights_by_name() -> None:
     golden, spec = numbers_of("full_var")
     manifest = json.loads((TOKENIZERS / "manifest_var.json").read_text())["state_dict"]
-    state = {n: _golden_weight(n, torch.empty(s), spec["seed"]) for n, (s, _) in manifest.items()}
+    state = {n: golden_weight(n, torch.empty(s), spec["seed"]) for n, (s, _) in manifest.items()}
     state["quantize.ema_vocab_hit_SV"].zero_()
     model = built(state)
 

@@ -15,6 +15,7 @@ from taming.errors import UserError
 from taming.export.diffusers import CONFIG, WEIGHTS, diffusers_config, from_diffusers, to_diffusers
 from tests.kit.datasets import images
 from tests.kit.models import build, ddconfig, first_stage_config
+from tests.kit.tokenizers import small_section
 
 
 def network(**changes: Any) -> dict[str, Any]:
@@ -89,6 +90,30 @@ def test_a_model_of_diffusers_computes_the_same_here(tmp_path: Path) -> None:
     model, _, _ = load_run(tmp_path / "ours")
     x = images(2).permute(0, 3, 1, 2)
     torch.testing.assert_close(model(x)[0], theirs(x).sample, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_network_without_attention_goes_there_and_back(tmp_path: Path) -> None:
+    """As latent diffusion's vq-f4-noattn."""
+    diffusers = pytest.importorskip("diffusers")
+    model = made(attn_type="none")
+    to_diffusers(model, network(attn_type="none"), tmp_path / "theirs")
+    theirs = diffusers.VQModel.from_pretrained(tmp_path / "theirs").eval()
+    x = images(2).permute(0, 3, 1, 2)
+    torch.testing.assert_close(theirs(x).sample, model(x)[0], atol=1e-4, rtol=1e-4)
+    from_diffusers(tmp_path / "theirs", tmp_path / "ours")
+    loaded, _, _ = load_run(tmp_path / "ours")
+    torch.testing.assert_close(loaded(x)[0], model(x)[0])
+
+
+def test_networks_and_quantizers_of_others_are_refused() -> None:
+    for name, message in (("maskgit", "MaskGitVQ, has others"), ("llamagen", "CosineQuantizer")):
+        section = small_section(name)
+        with pytest.raises(UserError, match=message):
+            diffusers_config(build(section), section["params"]["ddconfig"])
+    unequal = network(decoder_ch_mult=[1, 2, 2])
+    with pytest.raises(UserError, match="of the same ch_mult"):
+        diffusers_config(made(decoder_ch_mult=[1, 2, 2]), unequal)
 
 
 def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ from tests.kit.models import (
     first_stage_config,
     transformer_config,
 )
+from tests.kit.tokenizers import small_section
 
 Arguments = Callable[[], tuple[Any, ...]]
 
@@ -263,6 +264,8 @@ OTHER_STAGES = {
     "VQNoDiscModel": partial(first_stage, VQGAN + "VQNoDiscModel"),
     "VQModelInterface": partial(first_stage, "taming.models.latent_diffusion.VQModelInterface"),
     "DalleVAE": lambda: instantiate_from_config(DALLE),
+    "MagVit2VQ": lambda: instantiate_from_config(small_section("open_magvit2")),
+    "MaskGitVQ": lambda: instantiate_from_config(small_section("maskgit")),
 }
 STAGES = {
     "VQModel": Part(first_stage, of_images(), there_and_back),

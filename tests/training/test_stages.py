@@ -16,7 +16,7 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.kit.images import write_images
-from tests.kit.models import first_stage_config, unconditional_config
+from tests.kit.models import VQGAN, first_stage_config, unconditional_config
 from tests.kit.training import small_vqgan, write_config, write_transformer
 from tests.support import ROOT, write_run
 
@@ -118,7 +118,7 @@ def test_what_is_left_open_is_asked_for_before_data_are_read(
          f"'{FIRST}'?"),
         (SECOND, "is a transformer, which cannot be a stage of another; take its first stage out "),
         ("logs/empty", "logs/empty holds no checkpoints/last.ckpt"),
-        ("logs/lone.ckpt", "logs/lone.ckpt has no config beside it; set model.params."),
+        ("logs/lone.ckpt", "and params that it was trained with, and params.ckpt_path in it"),
         ("transformer.yaml", "transformer.yaml is a config, not a run or checkpoint"),
     ],
 )  # fmt: skip
@@ -126,7 +126,8 @@ def test_what_is_no_stage_is_refused(tmp_path: Path, key: str, stage: str, messa
     write_run(Path(FIRST), first_stage_config())
     write_run(Path(SECOND), unconditional_config())
     Path("logs/empty/checkpoints").mkdir(parents=True)
-    shutil.copy(Path(FIRST, "checkpoints", "last.ckpt"), "logs/lone.ckpt")
+    write_run(Path("logs/ema"), first_stage_config(VQGAN + "EMAVQ"))
+    shutil.copy(Path("logs/ema", "checkpoints", "last.ckpt"), "logs/lone.ckpt")
     base = write_transformer(tmp_path)
     with pytest.raises(UserError) as caught:
         main(["--base", base, "-t", "True", f"model.params.{key}={stage}"])

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from taming.checkpoint.layouts import diffusers, var, vqgan
+from taming.checkpoint.layouts import (
+    diffusers,
+    ibq,
+    llamagen,
+    maskgit,
+    open_magvit2,
+    var,
+    vqgan,
+)
 from taming.checkpoint.layouts.base import Layout, Shapes, Tensors
 
 __all__ = ["LAYOUTS", "Layout", "nearest", "recognised", "renamed_layout"]
@@ -16,6 +24,11 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (  # of those that recognise the same tensors, the first is taken
         diffusers.LAYOUT,
+        llamagen.LAYOUT,
+        maskgit.LAYOUT,
+        open_magvit2.OPEN_MAGVIT2,
+        open_magvit2.SIMVQ,
+        ibq.LAYOUT,
         var.LAYOUT,
         vqgan.LAYOUT,
     )

@@ -47,6 +47,7 @@ class Layout:
             names are the same here.
         to_model: tensors by the project's names -> by ours; `from_model`: the inverse, for whole
             models.
+        container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Layout:
     own_names: str | None = None
     to_model: Callable[[Tensors], dict[str, Tensor]] = dict
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
+    container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:
         """The parts that these names lack, for people."""

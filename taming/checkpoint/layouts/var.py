@@ -90,7 +90,7 @@ def _convolutions(shapes: Shapes) -> dict[str, float]:
 LAYOUT = Layout(
     name="var",
     title="VAR",
-    licence="MIT (code; the README names none for the weights)",
+    licence="MIT (code)",
     source="https://github.com/FoundationVision/VAR",
     marks={
         r"encoder\.down\.0\.block\.0\.conv1\.weight": "encoder.down",
@@ -104,4 +104,5 @@ LAYOUT = Layout(
     config=model_section,
     to_model=to_model,
     from_model=from_model,
+    container="",
 )

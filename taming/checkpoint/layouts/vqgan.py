@@ -8,7 +8,7 @@ from taming.checkpoint.layouts.base import Layout, Shapes, codebook_of, ddconfig
 
 TARGET = "taming.models.vqgan.VQModel"
 RESOLUTION = 256  # of all published models
-_MARKS = {
+MARKS = {
     r"encoder\.down\.0\.block\.0\.conv1\.weight": "encoder.down",
     r"encoder\.mid\.block_1\.conv1\.weight": "encoder.mid.block_1",
     r"decoder\.up\.0\.block\.0\.conv1\.weight": "decoder.up",
@@ -17,7 +17,7 @@ _MARKS = {
     r"post_quant_conv\.weight": "post_quant_conv",
 }
 # Of other quantizers, and of attention with one convolution.
-_OTHERS = r"quantize\.(?!embedding\.weight$|used$|idle\.).*|.*\.qkv\..*"
+OTHERS = r"quantize\.(?!embedding\.weight$).*|.*\.qkv\..*"
 
 
 def vqmodel(shapes: Shapes) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def vqmodel(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _is_1x1(shapes: Shapes) -> bool:
+def is_1x1(shapes: Shapes) -> bool:
+    """Whether the convolutions around the quantizer are 1x1."""
     return all(shapes[f"{name}.weight"][2:] == (1, 1) for name in ("quant_conv", "post_quant_conv"))
 
 
@@ -39,8 +40,8 @@ LAYOUT = Layout(
     title="taming-transformers and latent diffusion",
     licence="MIT (code)",
     source="https://github.com/CompVis/latent-diffusion",
-    marks=_MARKS,
-    lacks=_OTHERS,
-    fits=_is_1x1,
+    marks=MARKS,
+    lacks=OTHERS,
+    fits=is_1x1,
     config=vqmodel,
 )

@@ -42,7 +42,7 @@ ROUNDING = "8-bit images, values cut to [-1, 1] and rounded"
 class LoadedFirstStage:
     """A first stage, and the run that it is from."""
 
-    name: str  # the run's folder, and its checkpoint if two are from one folder
+    name: str  # the run's folder, its checkpoint too if two are from one folder; or a lone file
     model: FirstStage  # on the CPU until it is evaluated
     run: Run
     global_step: int
@@ -56,7 +56,8 @@ class LoadedFirstStage:
         model, run, step = load_first_stage(path, base, "cpu", overrides)
         if not isinstance(model, CodesInterface):
             raise UserError(f"{path}: {type(model).__name__} is no first stage with a codebook")
-        return cls(run.folder.resolve().name, model, run, step, run_config(run, base, overrides))
+        name = run.folder.resolve().name if run.configs else run.checkpoint.stem
+        return cls(name, model, run, step, run_config(run, base, overrides))
 
     @cached_property
     def checkpoint_hash(self) -> str:

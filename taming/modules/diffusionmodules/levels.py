@@ -34,6 +34,20 @@ def level_widths(ch: int, ch_mult: Sequence[int], groups: int = GROUPS) -> list[
     return widths
 
 
+def own_multipliers(ch_mult: Sequence[int], own: Sequence[int] | None) -> Sequence[int]:
+    """`own` of a decoder, if they are given, for as many levels as an encoder of `ch_mult` has.
+
+    Raises:
+        UserError: if they are for more or fewer.
+    """
+    if own is not None and len(own) != len(ch_mult):
+        raise UserError(
+            f"ddconfig.decoder_ch_mult has {len(own)} levels, but ch_mult {len(ch_mult)}; images "
+            "come back in their size only if they have as many"
+        )
+    return ch_mult if own is None else own
+
+
 def regroup(network: nn.Module, groups: int) -> None:
     """Let every group normalization of a network have so many groups; its weights are the same."""
     for module in network.modules():

@@ -274,8 +274,8 @@ class Decoder(nn.Module):
     """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
 
     `give_pre_end` returns the features before the last normalization instead. `z_shape` is the
-    shape of one latent at the training size, `last_z_shape` that of the last ones decoded. Keys it
-    does not know are ignored.
+    shape of one latent at the training size, `last_z_shape` that of the last ones decoded. With
+    `decoder_ch_mult` its widths are not the encoder's. Keys it does not know are ignored.
     """
 
     last_z_shape: torch.Size
@@ -286,6 +286,7 @@ class Decoder(nn.Module):
         ch: Count,
         out_ch: Pixels,
         ch_mult: Multipliers = (1, 2, 4, 8),
+        decoder_ch_mult: Multipliers | None = None,
         num_res_blocks: Annotated[int, Range(0, 1000)],
         attn_resolutions: Sequence[Pixels],
         dropout: FractionBelowOne = 0.0,
@@ -299,13 +300,13 @@ class Decoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
+        ch_mult = levels.own_multipliers(ch_mult, decoder_ch_mult)
         widths, anywhere = level_widths(ch, ch_mult, norm_groups), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
         self.give_pre_end = give_pre_end
         lowest = resolution // 2 ** (self.num_resolutions - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
-
         self.conv_in = _conv3x3(z_channels, widths[-1])
         self.mid = Middle(widths[-1], dropout, anywhere)
         self.up = nn.ModuleList()  # from the highest resolution to the lowest

@@ -1,0 +1,67 @@
+"""First stages in the checkpoints of other projects (`taming.checkpoint.layouts`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taming.checkpoint import save_atomic
+from taming.checkpoint.layouts import LAYOUTS, Layout
+from taming.checkpoint.layouts.base import OPTIONAL, shapes_of
+from taming.checkpoint.names import UNTRAINED
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.export.weights import save_weights
+from taming.models.codes import CodesInterface
+
+FOREIGN = tuple(name for name in LAYOUTS if name != "diffusers")  # which is a folder
+
+
+def to_layout(model: CodesInterface, name: str, target: str | Path) -> None:
+    """Write a first stage as a checkpoint of a project, in the shape that its code reads.
+
+    A `target` that ends in .safetensors holds the tensors alone.
+
+    Raises:
+        UserError: for a model that the project's code has not.
+    """
+    layout, target = LAYOUTS[name], Path(target)
+    state = layout_state(model, layout)
+    if target.suffix == ".safetensors":
+        return save_weights(state, target, {"format": "pt"})
+    save_atomic({layout.container: state} if layout.container else state, target)
+
+
+def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a first stage by a project's names.
+
+    Raises:
+        UserError: for a model that the project's code has not.
+    """
+    own = {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(OPTIONAL) and name not in UNTRAINED
+    }
+    state = layout.from_model(own)
+    shapes = shapes_of(state)
+    if not layout.recognises(shapes):
+        missing = layout.missing(shapes)
+        what = f"has no {', '.join(missing)}" if missing else "has tensors that this has not"
+        raise UserError(
+            f"{layout.title}'s layout cannot hold this model, which by its names {what}"
+        )
+    with torch.device("meta"):
+        wanted = instantiate_from_config(layout.config(shapes))
+    if not isinstance(model, type(wanted)) or type(model.quantize) is not type(wanted.quantize):
+        raise UserError(
+            f"{layout.title}'s layout is of a {_kinds(wanted)}, and this is a {_kinds(model)}: its "
+            "code would read these weights as another model"
+        )
+    return state
+
+
+def _kinds(model: CodesInterface) -> str:
+    return f"{type(model).__name__} with {type(model.quantize).__name__}"
