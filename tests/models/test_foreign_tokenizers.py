@@ -15,6 +15,7 @@ from taming.errors import UserError
 from taming.models.magvit2 import MagVit2VQ
 from taming.models.maskgit import MaskGitVQ
 from taming.modules import magvit2, maskgit
+from taming.modules.losses.adversarial import D_LOSSES, G_LOSSES
 from tests.kit.models import build, ddconfig, first_stage_config
 from tests.kit.tokenizers import (
     NAMES,
@@ -93,16 +94,29 @@ def gan_model(name: str, **loss: Any) -> Any:
     return model
 
 
+HINGE_LECAM = {
+    "generator_loss": "non_saturating",
+    "adaptive_weight": False,
+    "disc_weight": 0.1,
+    "lecam_weight": 0.05,
+    "lecam_decay": 0.999,
+    "lecam_one_sided": True,
+}
+SQUARED = {"disc_weight": 0.5, "disc_loss_weight": 0.5, "pixel_loss": "l2"}
+GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "latent diffusion": ("ldm_vq", "gan", {"disc_weight": 0.6}),
+    "LlamaGen, adaptive": ("llamagen", "gan_adaptive", SQUARED),
+    "LlamaGen": ("llamagen", "gan", {**SQUARED, "adaptive_weight": False}),
+    "IBQ": ("ibq", "gan", HINGE_LECAM),
+    "Open-MAGVIT2": ("open_magvit2", "gan", HINGE_LECAM),
+    "SimVQ": ("simvq", "gan", {**HINGE_LECAM, "lecam_weight": 0.0}),
+}
+
+
 @needs_golden_sets
-@pytest.mark.parametrize(
-    ("name", "group", "options"),
-    [
-        ("ldm_vq", "gan", {"disc_weight": 0.6}),
-        ("llamagen", "gan_adaptive", {"disc_weight": 0.5, "pixel_loss": "l2"}),
-    ],
-)
+@pytest.mark.parametrize(("name", "group", "options"), GAMES.values(), ids=GAMES)
 def test_the_adversarial_game(name: str, group: str, options: dict[str, Any]) -> None:
-    """Where our loss has what theirs is made of: hinge, and the adaptive weight."""
+    """By options of our loss: the generator's total, its gradients, and the discriminator's."""
     numbers, spec = golden(name)
     model = gan_model(name, **options)
     outputs, codebook_loss = model(numbers["x"])
@@ -113,26 +127,21 @@ def test_the_adversarial_game(name: str, group: str, options: dict[str, Any]) ->
     for parameter in spec["grad_parameters"]:
         actual = model.get_parameter(parameter).grad
         assert_gradient(actual, numbers[f"{group}.grad.{parameter}"])
-    loss, _ = model.loss.discriminator_loss(numbers["x"], outputs, 0)
-    if name == "llamagen":  # which weighs the discriminator's loss as the generator's term
-        assert_close(0.5 * loss, numbers["gan_adaptive.disc_total"])
-    else:
-        assert_close(loss, numbers["gan.disc_total_1"])
+    for end in ("_1", "_2"):  # LeCAM's averages move in each
+        loss, _ = model.loss.discriminator_loss(numbers["x"], outputs, 0)
+        expected = numbers.get(f"{group}.disc_total{end}")
+        if expected is None:
+            expected = numbers[f"{group}.disc_total"]
+        assert_close(loss, expected)
 
 
 @needs_golden_sets
-@pytest.mark.parametrize("name", ["ibq", "open_magvit2", "simvq"])
-def test_the_discriminators_hinge_loss(name: str) -> None:
-    """Their generator's term, non-saturating with a fixed weight, our loss does not have."""
-    numbers, _ = golden(name)
-    model = gan_model(name)
-    outputs, _ = model(numbers["x"])
-    loss, terms = model.loss.discriminator_loss(numbers["x"], outputs, 0)
-    key = next(k for k in ("non_saturated_d_loss", "disc_loss") if f"gan.disclog1.{k}" in numbers)
-    if name == "simvq":
-        assert_close(loss, numbers["gan.disc_total_1"])
-        assert_close(loss, numbers[f"gan.disclog1.{key}"])
-    assert_close(terms["logits_real"], numbers["gan.disclog1.logits_real"])
+def test_the_hinge_game_of_one_batch() -> None:
+    numbers, _ = golden("llamagen")
+    real, fake = numbers["fn.logits_real"], numbers["fn.logits_fake"]
+    assert_close(D_LOSSES["hinge"](real, fake), numbers["fn.hinge_d"])
+    assert_close(D_LOSSES["vanilla"](real, fake), numbers["fn.vanilla_d"])
+    assert_close(G_LOSSES["mean"](fake), numbers["fn.hinge_g"])
 
 
 # ---------------------------------------------------------------------- networks

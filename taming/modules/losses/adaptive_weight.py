@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from taming.distributed import mean_over_ranks, world_size
+from taming.errors import UserError
+from taming.modules.losses.base import FirstStageLoss
 
 
 class Differentiated(torch.autograd.Function):
@@ -61,3 +63,45 @@ def length_over_ranks(gradient: Tensor, factor: Tensor | float = 1.0) -> Tensor:
     else:
         norm = mean_over_ranks(factor * gradient).norm()
     return norm
+
+
+class AdaptiveWeight(FirstStageLoss):
+    """The weight of a generator's adversarial term: as hard a pull as that of all others.
+
+    Subclasses set `discriminator_weight`, by which it is multiplied.
+    """
+
+    discriminator_weight: float
+
+    def calculate_adaptive_weight(
+        self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor | None = None
+    ) -> Tensor:
+        """Equation 7 from losses whose graphs reach `last_layer`.
+
+        For outside code, and for subclasses, whose own is used in training; `_adaptive_weight` is
+        the same with fewer backward passes.
+        """
+        if last_layer is None:
+            raise UserError("the generator's loss needs `last_layer` in training")
+        norms = [
+            length_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
+            for loss in (nll_loss, g_loss)
+        ]
+        return self._ratio(*norms)
+
+    def _ratio(self, nll_norm: Tensor, g_norm: Tensor) -> Tensor:
+        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
+
+    def _adaptive_weight(
+        self, nll_grad: Tensor, g_grad: Tensor, x_rec: Tensor, last_layer: Tensor | None
+    ) -> Tensor:
+        """Equation 7: the weight at which both losses pull equally hard at the last layer."""
+        if last_layer is None:
+            raise UserError("the generator's loss needs `last_layer` in training")
+        nll_norm, g_norm = (norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
+        return self._ratio(nll_norm, g_norm)
+
+    def _has_own_weight(self) -> bool:
+        """Whether a subclass has another `calculate_adaptive_weight`."""
+        own = type(self).calculate_adaptive_weight
+        return own is not AdaptiveWeight.calculate_adaptive_weight

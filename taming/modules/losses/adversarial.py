@@ -22,3 +22,17 @@ def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 
 
 D_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
+
+
+def mean_g_loss(logits_fake: Tensor) -> Tensor:
+    """A generator's loss: the higher the logits of its images [B, 1, h, w], the lower."""
+    return -logits_fake.mean()
+
+
+def non_saturating_g_loss(logits_fake: Tensor) -> Tensor:
+    """-log of the probability that an image is real (arXiv 1406.2661, section 3), by the mean
+    logit of its patches, as in Open-MAGVIT2, IBQ and SimVQ."""
+    return F.softplus(-logits_fake.flatten(1).mean(dim=1)).mean()
+
+
+G_LOSSES = {"mean": mean_g_loss, "non_saturating": non_saturating_g_loss}

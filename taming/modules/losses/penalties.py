@@ -20,6 +20,7 @@ class PenaltyOptions(TypedDict, total=False):
 
     lecam_weight: Weight
     lecam_decay: FractionBelowOne
+    lecam_one_sided: bool
     r1_weight: Weight
     r1_every: Count
     gradient_penalty_weight: Weight
@@ -29,7 +30,8 @@ class Penalties(nn.Module):
     """Terms of the discriminator's loss, for discriminator D, images x and reconstructions y.
 
     - `lecam_weight`: E|D(x) - a_y|^2 + E|D(y) - a_x|^2, where a_x and a_y are moving averages of
-      the mean logits, of `lecam_decay` and from 0 on (LeCAM, arXiv 2104.03310, equation 4)
+      the mean logits, of `lecam_decay` and from 0 on (LeCAM, arXiv 2104.03310, equation 4);
+      `lecam_one_sided` counts D(x) above a_y and D(y) below a_x alone, as its code does
     - `r1_weight`: E|grad D(x)|^2 / 2 (arXiv 1801.04406, equation 9), in every `r1_every`th step and
       weighed as much more (arXiv 1912.04958, appendix B)
     - `gradient_penalty_weight`: E(|grad D(z)| - 1)^2 at random points z between x and y (WGAN-GP,
@@ -48,9 +50,11 @@ class Penalties(nn.Module):
         r1_weight: float = 0.0,
         r1_every: int = 1,
         gradient_penalty_weight: float = 0.0,
+        lecam_one_sided: bool = False,
     ) -> None:
         super().__init__()
         self.lecam_weight, self.lecam_decay = lecam_weight, lecam_decay
+        self.lecam_one_sided = lecam_one_sided
         self.r1_weight, self.r1_every = r1_weight, r1_every
         self.gradient_penalty_weight = gradient_penalty_weight
         if lecam_weight:
@@ -96,8 +100,10 @@ class Penalties(nn.Module):
         means = torch.stack([logits_real.detach().mean(), logits_fake.detach().mean()])
         self.lecam_means.lerp_(mean_over_ranks(means).to(self.lecam_means), 1 - self.lecam_decay)
         real, fake = self.lecam_means.clone()
-        distances = (logits_real - fake).square().mean(), (logits_fake - real).square().mean()
-        penalty: Tensor = distances[0] + distances[1]
+        above, below = logits_real - fake, real - logits_fake
+        if self.lecam_one_sided:
+            above, below = above.relu(), below.relu()
+        penalty: Tensor = above.square().mean() + below.square().mean()
         return self.lecam_weight * penalty
 
     def r1(self, images: Tensor, logits: Tensor) -> Tensor:

@@ -29,17 +29,17 @@ from taming.errors import UserError
 from taming.modules.discriminator.base import Discriminator
 from taming.modules.discriminator.choice import PatchOptions, check_taken, make_discriminator
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
-from taming.modules.losses.adaptive_weight import (
-    Differentiated,
-    gradient_at,
-    length_over_ranks,
-    norm_at,
+from taming.modules.losses.adaptive_weight import AdaptiveWeight, Differentiated, gradient_at
+from taming.modules.losses.adversarial import (
+    D_LOSSES,
+    G_LOSSES,
+    adopt_weight,
+    hinge_d_loss,
+    vanilla_d_loss,
 )
-from taming.modules.losses.adversarial import D_LOSSES, adopt_weight, hinge_d_loss, vanilla_d_loss
 from taming.modules.losses.base import (
     Condition,
     DummyLoss,
-    FirstStageLoss,
     Logged,
     detached,
     require_shape,
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-class VQLPIPSWithDiscriminator(FirstStageLoss):
+class VQLPIPSWithDiscriminator(AdaptiveWeight):
     """Losses of the autoencoder (optimizer 0) and of its discriminator (optimizer 1).
 
     `pixelloss_weight` has no effect, as in the original. Beyond the published options:
@@ -79,6 +79,9 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         perceptual_net: what images are compared by: "lpips", or see `LogitDistance`.
         vgg_path, perceptual_path: the file of LPIPS's VGG16, or of another network.
         pixel_loss: "l1", "l2" or "logit_laplace", see `taming.modules.losses.pixels`.
+        generator_loss: "mean" of the logits, or "non_saturating" (see `G_LOSSES`).
+        adaptive_weight: whether `disc_weight` is multiplied by the adaptive weight, or is all.
+        disc_loss_weight: of the discriminator's own loss, which moves it against penalties.
         penalties: see `Penalties`.
 
     Raises:
@@ -114,12 +117,16 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         perceptual_net: Literal["lpips", "resnet50", "convnext_small"] = "lpips",
         perceptual_path: FilePath | None = None,
         pixel_loss: Literal["l1", "l2", "logit_laplace"] = "l1",
+        generator_loss: Literal["mean", "non_saturating"] = "mean",
+        adaptive_weight: bool = True,
+        disc_loss_weight: Weight = 1.0,
         **penalties: Unpack[PenaltyOptions],
     ) -> None:
         super().__init__()
         if disc_loss not in D_LOSSES:
             raise UserError(f"disc_loss: {disc_loss} is unknown; choose one of {list(D_LOSSES)}")
-        self.disc_loss = D_LOSSES[disc_loss]
+        self.disc_loss, self.g_loss = D_LOSSES[disc_loss], G_LOSSES[generator_loss]
+        self.adaptive_weight, self.disc_loss_weight = adaptive_weight, disc_loss_weight
         self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
         self.start = DiscriminatorStart(disc_start, disc_warmup_steps, disc_ramp_steps)
         self.disc_factor = disc_factor
@@ -215,7 +222,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             real.requires_grad_(penalized and self.penalties.takes_r1(global_step))
             logits_real = self._discriminator_logits(real, cond)
             logits_fake = self._discriminator_logits(fake, cond)
-            loss = factor * self.disc_loss(logits_real, logits_fake)
+            loss = factor * self.disc_loss_weight * self.disc_loss(logits_real, logits_fake)
             terms = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
             terms["disc_loss"] = loss
             terms |= dict.fromkeys(self.penalties.terms, torch.zeros_like(loss))
@@ -251,11 +258,13 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         images = x_rec.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(x, images)
         nll_grad = gradient_at(nll_loss, images)  # (B, C, H, W)
-        g_loss = -self._discriminator_logits(images_of(images, x.shape[1]), cond).mean()
+        g_loss = self.g_loss(self._discriminator_logits(images_of(images, x.shape[1]), cond))
         g_grad = gradient_at(g_loss, images)
 
-        d_weight = torch.zeros_like(g_loss)
-        if differentiate and self.training:
+        d_weight = torch.full_like(
+            g_loss, 0.0 if self.adaptive_weight else self.discriminator_weight
+        )
+        if differentiate and self.training and self.adaptive_weight:
             d_weight = self._adaptive_weight(nll_grad, g_grad, x_rec, last)
         weight = d_weight * factor
         loss = nll_loss.detach() + weight * g_loss.detach()
@@ -264,41 +273,18 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss, "d_weight": d_weight}
         return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
 
-    def _has_own_weight(self) -> bool:
-        """Whether a subclass has another `calculate_adaptive_weight`."""
-        own = type(self).calculate_adaptive_weight
-        return own is not VQLPIPSWithDiscriminator.calculate_adaptive_weight
-
     def _published_terms(
         self, x: Tensor, x_rec: Tensor, last: Tensor | None, cond: Tensor | None, *, factor: float
     ) -> tuple[Tensor, Logged]:
         """As `_generator_terms`, with losses that reach back to all weights."""
         nll_loss, p_loss = self._reconstruction_terms(x, x_rec.float())
-        g_loss = -self._discriminator_logits(images_of(x_rec.float(), x.shape[1]), cond).mean()
+        logits = self._discriminator_logits(images_of(x_rec.float(), x.shape[1]), cond)
+        g_loss = self.g_loss(logits)
         d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer=last)
         loss = nll_loss + d_weight * factor * g_loss
         terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss}
         terms["d_weight"] = torch.as_tensor(d_weight, device=loss.device)
         return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
-
-    def calculate_adaptive_weight(
-        self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor | None = None
-    ) -> Tensor:
-        """Equation 7 from losses whose graphs reach `last_layer`.
-
-        For outside code, and for subclasses, whose own is used in training; `_adaptive_weight` is
-        the same with fewer backward passes.
-        """
-        if last_layer is None:
-            raise UserError("the generator's loss needs `last_layer` in training")
-        norms = [
-            length_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
-            for loss in (nll_loss, g_loss)
-        ]
-        return self._ratio(*norms)
-
-    def _ratio(self, nll_norm: Tensor, g_norm: Tensor) -> Tensor:
-        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
 
     def _reconstruction_terms(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of |x - x_rec| + perceptual_weight * LPIPS, and of LPIPS alone."""
@@ -316,12 +302,3 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             images = torch.cat((images, cond.float()), dim=1)  # (B, C + C', H, W)
         logits: Tensor = self.discriminator(images)  # (B, 1, h, w), one per patch
         return logits
-
-    def _adaptive_weight(
-        self, nll_grad: Tensor, g_grad: Tensor, x_rec: Tensor, last_layer: Tensor | None
-    ) -> Tensor:
-        """Equation 7: the weight at which both losses pull equally hard at the last layer."""
-        if last_layer is None:
-            raise UserError("the generator's loss needs `last_layer` in training")
-        nll_norm, g_norm = (norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
-        return self._ratio(nll_norm, g_norm)

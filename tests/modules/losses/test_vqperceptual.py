@@ -349,6 +349,9 @@ def test_published_defaults():
         "perceptual_net": "lpips",
         "perceptual_path": None,
         "pixel_loss": "l1",
+        "generator_loss": "mean",
+        "adaptive_weight": True,
+        "disc_loss_weight": 1.0,
     }
     assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
     assert defaults(BCELossWithQuant) == {"codebook_weight": 1}
