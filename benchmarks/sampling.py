@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.kernel_choice import TORCH, choices
-from taming.modules.transformer.decoding import CachedDecoder, generate, sample_token
+from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.mingpt import GPT
+from taming.modules.transformer.token_choice import sample_token
 from taming.sampling import sample_sliding_window
 
 WINDOWS_TIMED = 8
