@@ -70,7 +70,7 @@ class ReadingOrder:
 
     def draw(self, codes: Tensor, raster_share: float) -> Tensor:
         """Orders int64 (B, n) of training for `codes` (B, n)."""
-        orders = random_orders(*codes.shape, codes.device)
+        orders = random_orders(len(codes), codes.shape[1], codes.device)
         if self.order != "annealed":
             return orders
         by_rows = torch.rand(len(codes), 1, device=codes.device) < raster_share
@@ -92,7 +92,7 @@ def fixed_masks(codes: Tensor, seed: int) -> Tensor:
     """Masks bool (B, n) of validation, of a batch by its number alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return random_masks(*codes.shape).to(codes.device)
+        return random_masks(len(codes), codes.shape[1]).to(codes.device)
 
 
 def masked_input(codes: Tensor, masks: Tensor, mask_token: int) -> tuple[Tensor, Tensor]:

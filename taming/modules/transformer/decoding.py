@@ -114,7 +114,8 @@ class CachedDecoder:
         """
         if self._path is None:
             raise UserError("a GPT tells of several positions at once with target_positions")
-        return self._advance(idx, count).unflatten(0, (len(idx), count))
+        logits = self._advance(idx, count)  # (B * count, V)
+        return logits.view(len(idx), count, -1)
 
     @torch.inference_mode()
     def extend(self, idx: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def code_logits(weights: Weights, condition: Tensor, codes: Tensor) -> Tensor:
     tokens = torch.cat((condition, codes), dim=1)
     whole = slice(tokens.shape[1])
     segment = Segment(tokens, slice(0, whole.stop), whole.stop, answers=codes.shape[1])
-    return weights.logits([segment]).unflatten(0, codes.shape)
+    return weights.logits([segment]).view(*codes.shape, -1)
 
 
 def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
