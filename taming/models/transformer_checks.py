@@ -48,9 +48,9 @@ def check_config_fits(model: CodeSampling) -> None:
     _check_parts(model)
     _check_vocabulary(model)
     _check_cond_drop(model)
-    _check_order(model)
     if model.masked:
         _check_masked(model)
+    _check_order(model)
     if isinstance(model.transformer, GPT):
         _check_variants(model)
 

@@ -61,7 +61,9 @@ class TransformerTraining(CodeSampling, KeptHooks):
         `attention: full` those are predicted that are masked; the target of others is -100.
         """
         if self.masked:
-            draw = random_masks(len(target), target.shape[1], target.device) if self.training else None
+            draw = (
+                random_masks(len(target), target.shape[1], target.device) if self.training else None
+            )
             return self._predict_masked(target, c_indices, draw)
         if self.reading.any and self.training:
             orders = self.reading.draw(target, self.raster_share)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.inference import Weights
-from taming.modules.transformer.orders import StepSchedule, left_after
+from taming.modules.transformer.orders import left_after
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.token_choice import sample_token
 
@@ -71,7 +71,7 @@ def fill_in(
     *,
     mask_token: int,
     steps: int = STEPS,
-    schedule: StepSchedule = "cosine",
+    schedule: str = "cosine",
     on_step: Callable[[Tensor, int], None] | None = None,
 ) -> Tensor:
     """Fill in the codes int64 (B, n) that are -1 in `known` (section 3.3).

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from taming.modules.transformer.decoding import CachedDecoder
 
-StepSchedule = Literal["cosine", "linear"]
 # Which share of the codes is still masked, or to be sampled, by the share of steps that are done
 # (arXiv 2202.04200, section 3.3).
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -62,7 +59,7 @@ def by_rows(codes: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(codes).scatter_(1, order, codes)
 
 
-def left_after(length: int, steps: int, schedule: StepSchedule = "cosine") -> list[int]:
+def left_after(length: int, steps: int, schedule: str = "cosine") -> list[int]:
     """How many of `length` codes are left after each step, of which there are at most `length`.
 
     The last number is 0, and every step takes a code at least. 16 codes in 4 steps are left as
