@@ -108,7 +108,9 @@ def sample_in_any_order(
             path,
             sizes_of(left, unknown),
             chance.pick_from,
-            lambda codes, done: report(by_rows(codes, orders), done - chance.length + unknown),
+            on_step=lambda codes, done: report(
+                by_rows(codes, orders), done - chance.length + unknown
+            ),
             known=ordered,
             copies=copies,
         )

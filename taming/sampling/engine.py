@@ -171,7 +171,8 @@ class TokenSampler:
         """Indices (B, H * W) in the transformer's order."""
         device, (height, width) = device_of(self.gpt), self.shape
         streams = [request.stream for request in batch]
-        chance = Chance(self.settings, self.n_codes, seed, streams, height * width, device)
+        length = height * width
+        chance = Chance(self.settings, self.n_codes, seed, streams, length=length, device=device)
         maps = [request.condition for request in batch if request.condition is not None]
         condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
         condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
