@@ -4,8 +4,9 @@
     python benchmarks/any_order.py --folder runs --steps 3000
 
 Trains configs/digits_vqgan.yaml, and on its codes transformers of the same size: by rows
-(digits_transformer.yaml), in random orders (digits_any_order_transformer.yaml) and of masked codes
-(digits_masked_transformer.yaml), and the first two once more without the class. Then it measures
+(digits_transformer.yaml), in random orders (digits_any_order_transformer.yaml), annealed
+(digits_annealed_transformer.yaml) and of masked codes (digits_masked_transformer.yaml), and the first
+two once more without the class. Then it measures
 
 - nats per token of the validation digits, read by rows;
 - how many samples of each class the demo's classifier names right, code by code and in steps;
@@ -53,6 +54,7 @@ FREE = (  # without the class
 MODELS: dict[str, tuple[str, ...]] = {
     "raster": ("digits_transformer",),
     "random": ("digits_any_order_transformer",),
+    "annealed": ("digits_annealed_transformer",),
     "raster, no class": ("digits_transformer", *FREE),
     "random, no class": ("digits_any_order_transformer", *FREE),
     "masked": ("digits_masked_transformer",),
@@ -169,6 +171,7 @@ def numbers_of(models: dict[str, Net2NetTransformer], per_class: int) -> dict[st
     return {
         "nats per token, by rows": nats(models["raster"]),
         "nats per token by rows, of random orders": nats(models["random"]),
+        "nats per token by rows, annealed": nats(models["annealed"]),
         "samples right, by rows": samples_right(models["raster"], net, SAMPLING, per_class),
         "samples right, random orders, 16 codes": samples_right(
             models["random"], net, SAMPLING, per_class
