@@ -5,8 +5,8 @@
 
 Trains configs/digits_vqgan.yaml, and on its codes transformers of the same size: by rows
 (digits_transformer.yaml), in random orders (digits_any_order_transformer.yaml), annealed
-(digits_annealed_transformer.yaml) and of masked codes (digits_masked_transformer.yaml), and the first
-two once more without the class. Then it measures
+(digits_annealed_transformer.yaml) and of masked codes (digits_masked_transformer.yaml), and the
+first two once more without the class. Then it measures
 
 - nats per token of the validation digits, read by rows;
 - how many samples of each class the demo's classifier names right, code by code and in steps;

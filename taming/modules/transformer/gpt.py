@@ -104,6 +104,9 @@ class GPT(nn.Module):
         self.class_emb = ClassEmbedding(classes + 1, n_embd) if classes else None
         self.modulation = nn.Linear(n_embd, 2 * n_embd) if classes else None  # of ln_f
         self.apply(self._init_weights)
+        if self.target_emb is not None:
+            # Beside positions of zeros, it would be a saddle point: no query would look for a place.
+            nn.init.normal_(self.target_emb, std=0.02)
         for name, parameter in self.named_parameters():
             if "modulation." in name:  # at first every block passes on its input ("Zero")
                 nn.init.zeros_(parameter)
