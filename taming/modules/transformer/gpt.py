@@ -105,7 +105,7 @@ class GPT(nn.Module):
         self.modulation = nn.Linear(n_embd, 2 * n_embd) if classes else None  # of ln_f
         self.apply(self._init_weights)
         if self.target_emb is not None:
-            # Beside positions of zeros, it would be a saddle point: no query would look for a place.
+            # Beside positions of zeros, zeros are a saddle point: no query would look for a place.
             nn.init.normal_(self.target_emb, std=0.02)
         for name, parameter in self.named_parameters():
             if "modulation." in name:  # at first every block passes on its input ("Zero")
