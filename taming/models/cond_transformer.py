@@ -81,7 +81,8 @@ class Net2NetTransformer(TransformerTraining):
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
         order: raster, permuter, random or annealed, see `taming.models.reading_order`; the last two
             need a GPT with `target_positions`.
-        anneal: the steps or shares of the run between which `order: annealed` becomes raster.
+        anneal: the steps or shares of the run between which `order: annealed` becomes raster; by
+            default half and three quarters of it.
         training: see `taming.models.training_options`.
 
     Raises:
@@ -106,12 +107,12 @@ class Net2NetTransformer(TransformerTraining):
         cond_drop: FractionBelowOne = 0.0,
         scheduler_config: ScheduleConfig | None = None,
         order: OrderKind | None = None,
-        anneal: Annotated[Sequence[StepOrShare], Length(2, 2)] = ANNEALED,
+        anneal: Annotated[Sequence[StepOrShare], Length(2, 2)] | None = None,
         **training: Unpack[TransformerOptions],
     ) -> None:
         super().__init__()
         self.ways = TransformerWays(**training)
-        self.reading = ReadingOrder(order, anneal)
+        self.reading = ReadingOrder(order, ANNEALED if anneal is None else anneal)
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
