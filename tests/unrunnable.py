@@ -145,7 +145,6 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "torchrun --standalone --nproc_per_node 4 scripts/...": (PROCESSES, nothing_to_check),
     "python benchmarks/evaluation.py --memory": ("takes minutes", nothing_to_check),
     "python benchmarks/any_order.py --steps 3000": ("trains for an hour", nothing_to_check),
-    "python benchmarks/sampling.py --size cpu --only parallel": ("takes minutes", nothing_to_check),
     "python benchmarks/training.py --stage paper --size 128 --fast": (
         "takes minutes",
         nothing_to_check,
