@@ -7,7 +7,8 @@
 The baselines, always eager and in fp32: caches that grow by concatenation (see `Published` and
 `PerLayer`), and a whole window for every token of a larger image, of which some are timed, as all
 of them take equally long. On a processor also the engine with torch's own kernels for the linear
-layers, where it has chosen others.
+layers, where it has chosen others. A third part has models that read in any order, which sample
+eight tokens a step (`orders.generate_in_steps`), against the engine's one.
 """
 
 from __future__ import annotations
@@ -27,11 +28,20 @@ from torch.nn import functional as F
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.kernel_choice import TORCH, choices
-from taming.modules.transformer.decoding import CachedDecoder, generate, sample_token
+from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.mingpt import GPT
+from taming.modules.transformer.orders import (
+    generate_in_steps,
+    left_after,
+    path_of,
+    random_orders,
+    sizes_of,
+)
+from taming.modules.transformer.token_choice import sample_token
 from taming.sampling import sample_sliding_window
 
 WINDOWS_TIMED = 8
+TOKENS_A_STEP = 8  # of several at once, on average
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,13 @@ SIZES = {
 }
 
 
-def make_gpt(shape: Shape | Grid, block_size: int, device: torch.device) -> GPT:
+def make_gpt(
+    shape: Shape | Grid, block_size: int, device: torch.device, target_positions: bool = False
+) -> GPT:
     torch.manual_seed(0)
+    sizes = (shape.vocabulary, block_size, shape.layers, shape.heads, shape.width)
     with device:
-        gpt = GPT(shape.vocabulary, block_size, shape.layers, shape.heads, shape.width)
+        gpt = GPT(*sizes, target_positions=target_positions)
     return gpt.eval().requires_grad_(False)
 
 
@@ -140,6 +153,15 @@ def engine(
     steps = gpt.config.block_size
     decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled, kernel=kernel)
     return lambda: generate(decoder, prompt, steps, lambda logits, n: sample_token(logits))
+
+
+def in_steps(gpt: GPT, prompt: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A function that samples greedily in a random order, several tokens a step."""
+    length = gpt.config.block_size
+    decoder = CachedDecoder(gpt, len(prompt), length, dtype)
+    path = path_of(random_orders(len(prompt), length, prompt.device), 1)
+    sizes = sizes_of(left_after(length, length // TOKENS_A_STEP), length)
+    return lambda: generate_in_steps(decoder, prompt, path, sizes, lambda x, done: x.argmax(-1))
 
 
 def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:
@@ -238,6 +260,27 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
     return results
 
 
+def measure_parallel(
+    args: argparse.Namespace, shape: Shape, device: torch.device
+) -> dict[str, Any]:
+    dtype, results = choose_dtype(args.precision, device), {}
+    raster = make_gpt(shape, shape.tokens, device).to(dtype)
+    any_order = make_gpt(shape, shape.tokens, device, target_positions=True).to(dtype)
+    for batch in shape.batches:
+        prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        candidates: dict[str, Callable[[], Any]] = {
+            "engine": engine(raster, prompt, dtype),
+            "several a step": in_steps(any_order, prompt, dtype),
+        }
+        seconds = interleaved(candidates, device, args.rounds, 1)
+        row = summary(seconds, batch * shape.tokens)
+        row["steps"] = shape.tokens // TOKENS_A_STEP
+        row["times faster"] = 1 / row["several a step over engine"]
+        results[f"batch {batch}"] = row
+        print_row(f"several a step, batch {batch}", row)
+    return results
+
+
 def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) -> dict[str, Any]:
     dtype, results = choose_dtype(args.precision, device), {}
     gpt = make_gpt(grid, 2 * grid.window**2, device)
@@ -299,19 +342,23 @@ def main() -> None:
     parser.add_argument(
         "--alone", type=int, metavar="BATCH", help="the engine's steps without baselines"
     )
-    parser.add_argument("--only", choices=("steps", "windows"), help="measure one of the two parts")
+    parts = ("steps", "windows", "parallel")
+    parser.add_argument("--only", choices=parts, help="measure one of the parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
     args = parser.parse_args()
     device = choose_device(args.device)
     shape, grid = SIZES[args.size]
     report: dict[str, Any] = {"precision": args.precision, "compiled": args.compile}
-    if args.only != "windows":
+    if args.only in (None, "steps"):
         report["steps"] = {"shape": asdict(shape), **measure_steps(args, shape, device)}
-    if args.only != "steps":
+    if args.only in (None, "parallel") and not args.alone:
+        report["parallel"] = {"shape": asdict(shape), **measure_parallel(args, shape, device)}
+    if args.only in (None, "windows"):
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     report["kernels"] = dict(choices)
     if not args.no_results:
         name = f"sampling-{args.size}-{args.precision}{'-alone' if args.alone else ''}"
+        name += f"-{args.only}" if args.only else ""
         path = write_results(name, device, report)
         print(f"written to {path}")
 

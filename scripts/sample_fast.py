@@ -56,6 +56,7 @@ def folder_for(
     name = f"top_k_{settings.top_k_name}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
     if settings.guided:
         name += f"_guidance_{settings.guidance}_{settings.guidance_schedule}"
+    name += settings.name_of_steps()
     if plan.size:
         name += f"_size_{plan.size[0] or 'own'}x{plan.size[1] or 'own'}"
     record = make_record(plan.seed, step, plan.dtype, settings, hashes)

@@ -18,9 +18,9 @@ from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
 from taming.config import instantiate_from_config
 from taming.lightning_internals import scaler_of
-from taming.modules.transformer.decoding import sample_token
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.transformer.own_methods import one_pass_logits
+from taming.modules.transformer.token_choice import sample_token
 from taming.modules.vqvae.codebook import nearest_code
 from taming.sampling import sample_images
 from taming.sampling.requests import Request

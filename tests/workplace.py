@@ -74,7 +74,8 @@ RUN_FOR = {
     "scripts/sample_conditional.py": "class_transformer",
     "scripts/extract_submodel.py": "class_transformer",
 }
-FIRST_STAGE_FOR = {"digits_transformer": "digits_vqgan"}  # custom_vqgan for all others
+DIGITS = ("digits_transformer", "digits_any_order_transformer", "digits_masked_transformer")
+FIRST_STAGE_FOR = dict.fromkeys(DIGITS, "digits_vqgan")  # custom_vqgan for all others
 STAND_INS = {"vqgan_imagenet_f16_16384": "finetune_vqgan", "cin_transformer": "cin_transformer"}
 STAND_INS["var_vae"] = "imagenet_multi_scale_vqgan"
 

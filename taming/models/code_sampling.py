@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,11 +24,16 @@ from taming.models.codes import (
     to_one_hot,
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
+from taming.models.reading_order import ReadingOrder
 from taming.models.result_checks import checked_entry, encoding_of, name_of_method
+from taming.models.training_options import TransformerWays
 from taming.modules.given_tensors import check_indices, check_sequence
 from taming.modules.transformer import decoding, own_methods
 from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.masked import continued
 from taming.modules.transformer.plain import vocabulary_of
+from taming.modules.transformer.token_choice import check_choice, filter_logits, sample_token
 from taming.modules.transformer.variants import check_layout
 from taming.modules.util import ConditionKind
 from taming.pictures import text_images
@@ -56,6 +60,8 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
     pkeep: float
     cond_drop: float
     sos_token: int
+    ways = TransformerWays()
+    reading = ReadingOrder()
     _vocab_size = 0  # of transformers that do not tell it
     _tokens_seen = False  # whether the vocabulary has been seen to have those of a batch
     _weights_seen = False  # whether `warn_of_random_weights` has looked at them
@@ -76,6 +82,19 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
 
         It adds no weight, so that any checkpoint can be trained on with `cond_drop`. No real map
         has it throughout; of a single-token condition it is no value.
+        """
+        return self.vocab_size - 1
+
+    @property
+    def masked(self) -> bool:
+        """Whether the transformer fills in masked codes, in no order (`attention: full`)."""
+        return isinstance(self.transformer, GPT) and self.transformer.config.attention == "full"
+
+    @property
+    def mask_token(self) -> int:
+        """What stands in the place of masked codes: the vocabulary's last token, which is no code.
+
+        It can be the null token, too, as that stands in the condition alone.
         """
         return self.vocab_size - 1
 
@@ -156,7 +175,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
         """All but the `k` largest of the last dimension set to -inf."""
-        return decoding.filter_logits(logits, top_k=k)
+        return filter_logits(logits, top_k=k)
 
     @torch.no_grad()
     def sample(
@@ -177,22 +196,30 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         """
         for name, tokens in (("x", x), ("c", c)):
             check_sequence(tokens, name, self.vocab_size)
-        _check_choice(steps, temperature, top_k, top_p)
+        check_choice(steps, temperature, top_k, top_p)
         self.warn_of_random_weights()
         self.check_layout(c.shape[1])
         prompt = torch.cat((c, x), dim=1)  # (B, m + n)
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 
-        def pick(logits: Tensor, n: int) -> Tensor:
+        def filtered(logits: Tensor) -> Tensor:
             # (B, V): tokens beyond the first stage's codes stand for conditions alone.
-            logits = decoding.filter_logits(logits[:, : self.n_codes], temperature)
+            logits = filter_logits(logits[:, : self.n_codes], temperature)
             if top_k is not None:
                 logits = self.top_k_logits(logits, top_k)
             if top_p is not None:
-                logits = decoding.filter_logits(logits, top_p=top_p)
-            return decoding.sample_token(logits, None if numbers is None else numbers[n])
+                logits = filter_logits(logits, top_p=top_p)
+            return logits
 
-        if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
+        def pick(logits: Tensor, n: int) -> Tensor:
+            return sample_token(filtered(logits), None if numbers is None else numbers[n])
+
+        if self.masked:
+            weights = Weights(self.transformer, rows=len(prompt))
+            new = continued(
+                weights, x, c, steps, filtered, mask_token=self.mask_token, random=sample
+            )
+        elif self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
             logits = own_methods.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
@@ -290,19 +317,3 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             return x
         stage, labels = self.cond_stage_model, to_one_hot(x)
         return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)
-
-
-def _check_choice(steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse (`UserError`) what would choose tokens without sense."""
-    wrong = {
-        f"steps is {steps}; it must be 0 or more": steps < 0,
-        f"temperature is {temperature}; it must be above 0 (sample=False: the likeliest)": not (
-            0 < temperature < math.inf
-        ),
-        f"top_k is {top_k}; it must be at least 1": top_k is not None and top_k < 1,
-        f"top_p is {top_p}; it must be above 0 and at most 1": top_p is not None
-        and not 0 < top_p <= 1,
-    }
-    for message, holds in wrong.items():
-        if holds:
-            raise UserError(message)

@@ -16,10 +16,12 @@ from taming.config_values import (
     CountOrZero,
     FilePath,
     FractionBelowOne,
+    Length,
     ModuleConfig,
     Pixels,
     Range,
     ScheduleConfig,
+    StepOrShare,
 )
 from taming.errors import UserError
 from taming.models.batch_checks import (
@@ -30,6 +32,7 @@ from taming.models.batch_checks import (
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.reading_order import ANNEALED, OrderKind, ReadingOrder
 from taming.models.result_checks import (
     check_vocabulary,
     checked_tokens,
@@ -76,6 +79,10 @@ class Net2NetTransformer(TransformerTraining):
         cond_drop: share of the conditions that training replaces by `null_token`, so that samples
             can be guided (arXiv 2207.12598).
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
+        order: raster, permuter, random or annealed, see `taming.models.reading_order`; the last two
+            need a GPT with `target_positions`.
+        anneal: the steps or shares of the run between which `order: annealed` becomes raster; by
+            default half and three quarters of it.
         training: see `taming.models.training_options`.
 
     Raises:
@@ -99,10 +106,13 @@ class Net2NetTransformer(TransformerTraining):
         unconditional: bool = False,
         cond_drop: FractionBelowOne = 0.0,
         scheduler_config: ScheduleConfig | None = None,
+        order: OrderKind | None = None,
+        anneal: Annotated[Sequence[StepOrShare], Length(2, 2)] | None = None,
         **training: Unpack[TransformerOptions],
     ) -> None:
         super().__init__()
         self.ways = TransformerWays(**training)
+        self.reading = ReadingOrder(order, ANNEALED if anneal is None else anneal)
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
@@ -177,6 +187,10 @@ class Net2NetTransformer(TransformerTraining):
     def logged_names(self) -> set[str]:
         """What is logged in training and validation."""
         parts = {"train/hard_loss", "train/soft_loss"} if self.ways.soft_weight else set()
+        if self.reading.any:
+            parts |= {"val/loss_raster", "val/loss_random"}
+        if self.reading.order == "annealed":
+            parts |= {"train/raster_share"}
         return {"train/loss", "val/loss"} | parts
 
     def train(self, mode: bool = True) -> Net2NetTransformer:

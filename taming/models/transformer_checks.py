@@ -48,6 +48,9 @@ def check_config_fits(model: CodeSampling) -> None:
     _check_parts(model)
     _check_vocabulary(model)
     _check_cond_drop(model)
+    if model.masked:
+        _check_masked(model)
+    _check_order(model)
     if isinstance(model.transformer, GPT):
         _check_variants(model)
 
@@ -111,6 +114,48 @@ def _check_cond_drop(model: CodeSampling) -> None:
         )
 
 
+def _check_order(model: CodeSampling) -> None:
+    order, permuter = model.reading.order, model.permuter
+    one = type(permuter).__name__
+    if order == "permuter" and isinstance(permuter, Identity):
+        raise UserError("order: permuter needs a permuter_config, which says what order that is")
+    if order not in (None, "permuter") and not isinstance(permuter, Identity):
+        raise UserError(
+            f"order is {order}, but permuter_config has one order, {one}; leave one of the two out"
+        )
+    if not model.reading.any:
+        return
+    gpt = model.transformer
+    if not isinstance(gpt, GPT) or not gpt.config.target_positions:
+        raise UserError(
+            f"order: {order} is for GPTs that are told which position to predict; set "
+            "transformer_config.params.target_positions to true"
+        )
+    if model.pkeep <= 0:
+        raise UserError(f"order: {order} reads codes; make pkeep 1, not {model.pkeep}")
+    _check_no_teacher(model, f"order: {order}")
+
+
+def _check_masked(model: CodeSampling) -> None:
+    what = "transformer_config.params.attention: full"
+    if model.reading.order is not None or not isinstance(model.permuter, Identity):
+        raise UserError(f"{what} has no order; leave order and permuter_config out")
+    if model.mask_token < model.n_codes:
+        raise UserError(
+            f"{what} needs a token for what is masked, behind the codes: make "
+            f"transformer_config.params.vocab_size at least {model.n_codes + 1}, not "
+            f"{model.vocab_size}"
+        )
+    if model.pkeep != 1:
+        raise UserError(f"{what} masks codes instead of pkeep: {model.pkeep}; leave pkeep out")
+    _check_no_teacher(model, what)
+
+
+def _check_no_teacher(model: CodeSampling, what: str) -> None:
+    if model.ways.teacher is not None:
+        raise UserError(f"a teacher reads in one order, and this model has {what}; leave one out")
+
+
 def _check_variants(model: CodeSampling) -> None:
     config, classes = model.transformer.config, model.n_classes
     if config.adaln_classes and config.adaln_classes != classes:
@@ -145,7 +190,7 @@ def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | N
         UserError: for too many tokens, and what `variants.check_layout` refuses.
     """
     codes, length = math.prod(shape), condition or 1
-    needed = length + codes - 1  # the last code predicts nothing
+    needed = length + codes - (not model.masked)  # the last code of an order predicts nothing
     if needed > (size := block_size_of(model.transformer)):
         raise UserError(
             f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "

@@ -17,6 +17,12 @@ from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher, soft_loss
 from taming.models.own_hooks import KeptHooks
+from taming.models.reading_order import (
+    fixed_masks,
+    fixed_orders,
+    masked_input,
+    raster,
+)
 from taming.models.result_checks import (
     checked_inputs,
     checked_prediction,
@@ -24,10 +30,12 @@ from taming.models.result_checks import (
     required_loss,
 )
 from taming.models.run_length import run_length
-from taming.models.training_options import TransformerWays
 from taming.modules.transformer.gpt import GPT, parameter_groups
+from taming.modules.transformer.masked import random_masks
+from taming.modules.transformer.orders import in_order, path_of
 from taming.modules.transformer.own_methods import logits_of
 from taming.modules.util import Labelator
+from taming.run_length import RunLength
 from taming.sharding import shard
 
 log = logging.getLogger(__name__)
@@ -39,21 +47,58 @@ class TransformerTraining(CodeSampling, KeptHooks):
     Subclasses set the attributes and have `forward`; see `Net2NetTransformer`.
     """
 
-    ways = TransformerWays()
     teacher: Teacher | None = None
     learning_rate: float
     scheduler_config: Mapping[str, Any] | None
     loss_terms: Mapping[str, Tensor] = MappingProxyType({})  # of the last step of training
+    raster_share = 0.0  # of the images of a step, with `order: annealed`
+    _length: RunLength | None = None  # of the run, once it is asked for
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` from indices of images, in predicted order, and of conditions."""
+        """`forward` from indices of images, in predicted order, and of conditions.
+
+        In training they are put into the orders that `order` draws, and returned in these. With
+        `attention: full` those are predicted that are masked; the target of others is -100.
+        """
+        if self.masked:
+            draw = (
+                random_masks(len(target), target.shape[1], target.device) if self.training else None
+            )
+            return self._predict_masked(target, c_indices, draw)
+        if self.reading.any and self.training:
+            orders = self.reading.draw(target, self.raster_share)
+            return self._predict_in(orders, target, c_indices)
         return self._logits(*self._inputs(target, c_indices)), target
 
-    def _inputs(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, int]:
-        """The sequence that is read, (B, m + h*w - 1), and from where on it predicts the image."""
+    def _predict_in(
+        self, orders: Tensor, codes: Tensor, c_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, h*w, vocab] and targets [B, h*w] in `orders` [B, h*w] of codes by rows."""
+        target = in_order(codes, orders)
+        sequence, start = self._inputs(target, c_indices)
+        path = path_of(orders, c_indices.shape[1])
+        return self.transformer(sequence, start=start, path=path)[0], target
+
+    def _predict_masked(
+        self, codes: Tensor, c_indices: Tensor, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, h*w, vocab] and targets of codes of which some are masked; all if None."""
+        masks = torch.ones_like(codes, dtype=torch.bool) if masks is None else masks
+        read, target = masked_input(codes, masks, self.mask_token)
+        c_indices = self._drop_some(c_indices)
+        self.check_layout(c_indices.shape[1])
+        sequence = torch.cat((c_indices, read), dim=1)
+        return self.transformer(sequence, start=c_indices.shape[1])[0], target
+
+    def _drop_some(self, c_indices: Tensor) -> Tensor:
         if self.training and self.cond_drop:
             dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
             c_indices = c_indices.masked_fill(dropped, self.null_token)
+        return c_indices
+
+    def _inputs(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, int]:
+        """The sequence that is read, (B, m + h*w - 1), and from where on it predicts the image."""
+        c_indices = self._drop_some(c_indices)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
         # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
@@ -97,17 +142,20 @@ class TransformerTraining(CodeSampling, KeptHooks):
 
     def _learn_from(self, teacher: Teacher, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses of `taming.models.distillation` by name."""
-        if CACHED in batch:
-            target, c_indices = self.cached_indices(batch)
-        else:
-            x, c = self.get_xc(batch)
-            target, c_indices = self.encode_to_z(x)[1], self.encode_to_c(c)[1]
+        target, c_indices = self._codes_of(batch)
         inputs = self._inputs(target, c_indices)
         logits = self._logits(*inputs)
         hard = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         soft, weight = soft_loss(logits, teacher.logits(*inputs)), self.ways.soft_weight
         total = (1 - weight) * hard + weight * soft
         return {"train/loss": total, "train/hard_loss": hard, "train/soft_loss": soft}
+
+    def _codes_of(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Indices of a batch's images [B, h*w] and conditions [B, n]."""
+        if CACHED in batch:
+            return self.cached_indices(batch)
+        x, c = self.get_xc(batch)
+        return self.encode_to_z(x)[1], self.encode_to_c(c)[1]
 
     def load_teacher(self) -> None:
         """Load the teacher, if there is one and it has a say; once.
@@ -128,6 +176,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
         if self.teacher is not None:
             self.teacher.to(next(self.transformer.parameters()))
         self.ways.prepare(self.transformer)
+        self._length = None  # of an earlier run
         if not self.trainer.is_global_zero:
             return
         if self.trainer.ckpt_path or self.loaded_from:
@@ -147,6 +196,11 @@ class TransformerTraining(CodeSampling, KeptHooks):
         return batch
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        if self.reading.order == "annealed":
+            if self._length is None:
+                self._length = run_length(self._trainer)
+            self.raster_share = self.reading.raster_share(self.global_step, self._length)
+            self.log("train/raster_share", self.raster_share, batch_size=1)
         if self.teacher is None:
             losses = {"train/loss": self._loss_of(batch, batch_idx)}
         else:
@@ -164,9 +218,40 @@ class TransformerTraining(CodeSampling, KeptHooks):
         return self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Mapping[str, Any], batch_idx: int, name: str) -> Tensor:
-        loss = self._loss_of(batch, batch_idx)
-        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
+        others: dict[str, Tensor] = {}
+        if self.masked or self.reading.any:
+            loss, others = self._losses_in_orders(batch, batch_idx)
+        else:
+            loss = self._loss_of(batch, batch_idx)
+        size = self._batch_size(batch)
+        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=size)
+        for end, value in others.items():
+            self.log(name + end, value, sync_dist=True, batch_size=size)
         return loss
+
+    def _losses_in_orders(
+        self, batch: Mapping[str, Any], batch_idx: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is validated of models without one order: the loss, and others by names' ends.
+
+        Of orders and masks by the batch's number, which are the same in every validation. The loss
+        is that in the order in which training ends.
+        """
+        codes, c_indices = self._codes_of(batch)
+
+        def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+        if self.masked:
+            masks = fixed_masks(codes, batch_idx)
+            return loss_of(*self._predict_masked(codes, c_indices, masks)), {}
+        orders = {"_raster": raster(codes), "_random": fixed_orders(codes, batch_idx)}
+        losses = {
+            end: loss_of(*self._predict_in(order, codes, c_indices))
+            for end, order in orders.items()
+        }
+        last = "_raster" if self.reading.order == "annealed" else "_random"
+        return losses[last], losses
 
     def _batch_size(self, batch: Mapping[str, Any]) -> int:
         return len(batch[CACHED if CACHED in batch else self.first_stage_key])

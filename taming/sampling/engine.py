@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError, shorten
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.decoding import Decoder, generate, known_or
+from taming.modules.transformer.decoding import CachedDecoder, Decoder, generate, known_or
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.own_methods import (
     OwnMethods,
@@ -23,8 +23,10 @@ from taming.modules.transformer.own_methods import (
 )
 from taming.modules.transformer.permuter import Identity
 from taming.modules.transformer.plain import device_of
+from taming.sampling.any_order import check_way, fill_in_masked, sample_in_any_order
+from taming.sampling.chance import Chance
 from taming.sampling.requests import Request
-from taming.sampling.settings import SampleSettings, uniforms
+from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
 from taming.sampling.sliding_window import Box, SlidingWindow, check_tokens, layout_for
 
@@ -66,13 +68,6 @@ class Progress:
 
 
 OnStep = Callable[[Progress], None]
-
-
-class Chance(NamedTuple):
-    """What chance decides of the images of a batch, by each one's seed and number alone."""
-
-    uniform: Tensor  # (B, H * W), a number in [0, 1) for every token
-    top_k: Tensor | None  # int64 (B,); None: one k for all, of the settings
 
 
 def sample_images(
@@ -162,6 +157,7 @@ class TokenSampler:
                 "guidance needs a model that was trained with cond_drop, and this one was not; "
                 "leave guidance at 1"
             )
+        check_way(self.model, self.settings, self.shape, self.compiled)
         if self.shape != self.window and not isinstance(self.model.permuter, Identity):
             name = type(self.model.permuter).__name__
             raise UserError(
@@ -175,11 +171,8 @@ class TokenSampler:
         """Indices (B, H * W) in the transformer's order."""
         device, (height, width) = device_of(self.gpt), self.shape
         streams = [request.stream for request in batch]
-        own_k = self.settings.own_top_k(seed, streams)
-        chance = Chance(
-            uniforms(seed, streams, height * width).to(device),
-            None if own_k is None else torch.tensor(own_k).to(device),
-        )
+        length = height * width
+        chance = Chance(self.settings, self.n_codes, seed, streams, length=length, device=device)
         maps = [request.condition for request in batch if request.condition is not None]
         condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
         condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
@@ -191,6 +184,9 @@ class TokenSampler:
                 check_tokens(self.model.vocab_size, tokens)
             return self._sample_by_windows(batch, condition, chance, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
+        if self.model.masked or self.model.reading.any:
+            rows = None if known is None else known.flatten(1)
+            return self._sample_around(condition.flatten(1), chance, rows)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
         ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
         sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order
@@ -202,14 +198,6 @@ class TokenSampler:
             return condition
         return torch.cat((condition, torch.full_like(condition, self.model.null_token)))
 
-    def _pick(self, logits: Tensor, n: int, chance: Chance) -> Tensor:
-        """The n-th tokens (B,) from logits (copies * B, V)."""
-        codes = logits[:, : self.n_codes]  # further tokens stand for conditions
-        guided = self.settings.guide(codes, n / chance.uniform.shape[1])  # (B, n_codes)
-        if chance.top_k is None:
-            return self.settings.pick(guided, chance.uniform[:, n])
-        return self.settings.pick(guided, chance.uniform[:, n], chance.top_k)
-
     def _report(self, done: int, sampled: Sequence[int], indices: Tensor) -> None:
         """`done` indices are there, of which `sampled[done]` had to be sampled."""
         if self.on_step is not None and sampled[-1]:
@@ -219,26 +207,49 @@ class TokenSampler:
         """One token after the other; `prompt` is (copies * B, n)."""
         steps = chance.uniform.shape[1]
         sampled = _sampled_of_first(known, range(steps))
-        if self._decoder is None:
-            rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
-            # Of this length, as nothing reads the last token.
-            self._decoder = decoder_for(self.gpt, rows, length, self.dtype, self.compiled)
         return generate(
-            self._decoder,
+            self._decoder_of(prompt.shape[1] + steps - 1),
             prompt,
             steps,
-            lambda logits, n: self._pick(logits, n, chance),
+            chance.pick,
             lambda tokens, n: self._report(n + 1, sampled, tokens),
             known=known,
             copies=self.copies,
         )
+
+    def _decoder_of(self, length: int) -> Decoder:
+        """For sequences of this length, as nothing reads the last token."""
+        if self._decoder is None:
+            rows = self.copies * self.batch_size
+            self._decoder = decoder_for(self.gpt, rows, length, self.dtype, self.compiled)
+        return self._decoder
+
+    def _sample_around(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
+        """Of models that see what is known (B, H * W) wherever it lies; by rows."""
+        total = chance.length if known is None else int((known < 0).any(0).sum())
+
+        def report(indices: Tensor, done: int) -> None:
+            if self.on_step is not None and done > 0:
+                self.on_step(Progress(done, total, indices))
+
+        if self.model.masked:
+            if self._weights is None:
+                self._weights = weights_for(self.gpt, self.dtype, len(prompt) * chance.length)
+            assert isinstance(self._weights, Weights)  # `check_way`
+            token = self.model.mask_token
+            return fill_in_masked(
+                self._weights, prompt, known, chance, mask_token=token, report=report
+            )
+        decoder = self._decoder_of(prompt.shape[1] + chance.length - 1)
+        assert isinstance(decoder, CachedDecoder)
+        return sample_in_any_order(decoder, prompt, known, chance, report)
 
     @torch.no_grad()
     def _sample_at_once(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
         """All tokens from one pass: for models that were trained to read nothing but `prompt`."""
         steps = chance.uniform.shape[1]
         logits = one_pass_logits(self.gpt, prompt, steps)  # (copies * B, H * W, V)
-        tokens = [self._pick(logits[:, n], n, chance) for n in range(steps)]
+        tokens = [chance.pick(logits[:, n], n) for n in range(steps)]
         return torch.stack([known_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
 
     def _sample_by_windows(
@@ -258,7 +269,7 @@ class TokenSampler:
         sampled = _sampled_of_first(None if known is None else known.flatten(1), order)
         sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
         grid = sampler.sample(  # (B, H, W)
-            lambda logits, row, column: self._pick(logits, row * width + column, chance),
+            lambda logits, row, column: chance.pick(logits, row * width + column),
             known,
             lambda grid, done: self._report(done, sampled, grid.flatten(1)),
         )

@@ -17,6 +17,7 @@ from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.masked import STEPS
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.sampling.engine import Progress, sample_images
 from taming.sampling.requests import Request
@@ -128,7 +129,8 @@ def estimated_seconds(
     tokens = shape[0] * shape[1] if known is None else int((known < 0).sum())
     seconds = _seconds_of_steps(model, first, settings, shape)
     # The first step also reads the condition, and what is known before it.
-    return batches * (seconds[0] + (tokens - 1) * mean(seconds[1:] or [0.0]))
+    steps = min(settings.steps or (STEPS if model.masked else tokens), tokens)
+    return batches * (seconds[0] + (steps - 1) * mean(seconds[1:] or [0.0]))
 
 
 def _seconds_of_steps(

@@ -317,6 +317,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Options of a GPT for 16 codes after one class of 5; and all of them together."""
 VARIANTS["all"] = {name: option for one in VARIANTS.values() for name, option in one.items()}
 VARIANTS["all"]["n_unmasked"] = 0
+VARIANTS["any order"] = {**VARIANTS["all"], "target_positions": True}
+VARIANTS["full attention"] = {"attention": "full"}
 
 
 def gpt(**options: Any) -> GPT:

@@ -69,11 +69,10 @@ def _first_stage(target: str, module: str = VQGAN, **params: Any) -> dict[str, A
     return first_stage_config(module + target, ddconfig=convolutions, **params)
 
 
-def _transformer() -> dict[str, Any]:
-    dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.1)
-    return transformer_config(
-        dropout, pkeep=0.9, cond_drop=0.2, scheduler_config=SCHEDULE, cond_stage_key="class_label"
-    )
+def _transformer(gpt: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+    dropout: dict[str, Any] = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.1)
+    common = {"cond_drop": 0.2, "scheduler_config": SCHEDULE, "cond_stage_key": "class_label"}
+    return transformer_config({**dropout, **(gpt or {})}, **common, **params)
 
 
 OPEN = {  # follows the length of the run
@@ -102,7 +101,11 @@ MODELS: dict[str, dict[str, Any]] = {
         use_ema=True,
         revive_after=3,
     ),
-    "transformer": _transformer(),
+    "transformer": _transformer(pkeep=0.9),
+    "annealed": _transformer(
+        {"target_positions": True}, pkeep=0.9, order="annealed", anneal=[0.1, "90%"]
+    ),
+    "masked": _transformer({"attention": "full", "block_size": 17, "vocab_size": 24}),
 }
 OPTIONS: dict[str, dict[str, Any]] = {  # overrides
     "ema": {"lightning.trainer.accumulate_grad_batches": 4},

@@ -11,8 +11,8 @@ from torch import Tensor
 from taming.config import instantiate_from_config
 from taming.models.codes import in_colors, to_one_hot
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.decoding import filter_logits, sample_token
 from taming.modules.transformer.own_methods import one_pass_logits
+from taming.modules.transformer.token_choice import filter_logits, sample_token
 from taming.pictures import text_images
 from taming.sampling import requests_for_labels, sample_images
 from tests.kit.models import first_stage_config, tiny_model, transformer_config

@@ -10,7 +10,7 @@ from taming.errors import UserError
 from taming.kernel_choice import KERNELS, PACKED
 from taming.modules.packed_weight import PackedWeight
 from taming.modules.transformer import own_methods
-from taming.modules.transformer.decoding import sample_token
+from taming.modules.transformer.token_choice import sample_token
 from taming.sampling import (
     Progress,
     Request,

@@ -87,6 +87,10 @@ def test_descriptions_are_json() -> None:
     assert described == {
         **settings,
         "guidance_schedule": "constant",
+        "order": None,
+        "steps": None,
+        "step_schedule": "cosine",
+        "confidence_noise": 4.5,
         "num_samples": 7,
         "seed": 3,
         "classes": [1],
@@ -103,6 +107,10 @@ def test_descriptions_are_json() -> None:
     assert SamplingPlan().describe() == {
         **settings,
         "guidance_schedule": "constant",
+        "order": None,
+        "steps": None,
+        "step_schedule": "cosine",
+        "confidence_noise": 4.5,
         "num_samples": 50_000,
         "seed": 0,
         "classes": None,

@@ -45,7 +45,8 @@ def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert image.size == (8, 8)
     expected: dict[str, Any] = {"seed": 5, "top_k": 10, "temperature": 1.0, "top_p": 1.0}
     expected |= {"global_step": 7, "dtype": "torch.float32", "class": 4, "number": 1}
-    expected |= {"guidance": 1.0, "guidance_schedule": "constant"}
+    expected |= {"guidance": 1.0, "guidance_schedule": "constant", "order": None, "steps": None}
+    expected |= {"step_schedule": "cosine", "confidence_noise": 4.5}
     hashes = {record.pop("weights"), record.pop("config")}
     assert record == expected and all(len(text) == 16 for text in hashes)
     last = capsys.readouterr().out.splitlines()[-1]

@@ -83,6 +83,8 @@ STOPS = {
     ("vqgan", "on_train_batch_end", 6, "SIGTERM"): 6,
     ("transformer", "on_train_batch_start", 8, "SIGTERM"): 3,
     ("transformer", "on_before_optimizer_step", 12, "SIGINT"): 4,
+    ("annealed", "on_before_optimizer_step", 9, "SIGTERM"): 9,
+    ("masked", "on_before_optimizer_step", 8, "SIGTERM"): 8,
 }
 OFTEN = ("on_before_optimizer_step", "on_validation_batch_start")
 

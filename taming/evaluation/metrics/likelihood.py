@@ -146,6 +146,11 @@ class ModelLikelihood(Likelihood):
     """
 
     def __init__(self, model: Net2NetTransformer) -> None:
+        if model.masked:
+            raise UserError(
+                "a likelihood is of models that predict one code after the other, and this one "
+                "fills in masked codes (attention: full)"
+            )
         super().__init__(model.n_codes)
         self.model = model
 

@@ -156,8 +156,10 @@ def make_report(
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
     metrics: dict[str, Any] = {
         "first_stage": score_first_stage(model.first_stage_model, images),
-        "transformer": asdict(measure_likelihood(model, validation_batches()).compute()),
     }
+    if not model.masked:  # which has no likelihood
+        likelihood = measure_likelihood(model, validation_batches())
+        metrics["transformer"] = asdict(likelihood.compute())
     real = read_labeled(sets.training, "training images")
     samples = read_labeled(sets.samples, "samples")
     left_out = sets.training.leave_out_damaged() + sets.samples.leave_out_damaged()

@@ -51,7 +51,7 @@ class CausalSelfAttention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd)
         self.attn_drop = nn.Dropout(config.attn_pdrop)
         self.resid_drop = nn.Dropout(config.resid_pdrop)
-        self.n_head, self.n_unmasked = config.n_head, config.n_unmasked
+        self.n_head, self.n_unmasked = config.n_head, config.see_all
         self.rotates, self.normalizes = config.rope_grid is not None, config.qk_norm
         if config.qk_norm:
             for name in ("query_gain", "key_gain"):

@@ -1,7 +1,7 @@
-"""Fast autoregressive generation from a GPT: cached decoding, and tokens from filtered logits.
+"""Fast autoregressive generation from a GPT: cached decoding.
 
 `CachedDecoder` gives the logits that `GPT.forward` would give, without computing any position
-twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits for the device.
+twice; `token_choice` turns logits into tokens. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment
+from taming.modules.transformer.variants import check_causal
 
 
 class Decoder(Protocol):
@@ -59,6 +60,7 @@ class CachedDecoder:
         kernel: str | None = None,
     ) -> None:
         config = gpt.config
+        check_causal(config)
         check_length(gpt.get_block_size(), max_length)
         self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
@@ -70,6 +72,9 @@ class CachedDecoder:
         self._token = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = torch.arange(max_length, device=device)
+        # The positions that are read one after the other, of models that know others than by rows.
+        rows = torch.arange(max_length + 1, device=device).repeat(batch_size, 1)
+        self._path = rows if config.target_positions else None  # (B, max_length + 1)
         self._recorded: Callable[[], Tensor] | None = None
         # What the classes of a batch change, in place, as graphs read it; nothing of most GPTs.
         self._modulations = self._weights.modulations(self._token)
@@ -77,12 +82,40 @@ class CachedDecoder:
     @torch.inference_mode()
     def prefill(self, idx: Tensor) -> Tensor:
         """Start afresh with the prompt `idx` (B, T); float32 logits (B, V) of its last token."""
+        self.begin(idx)
+        return self._advance(idx)
+
+    @torch.inference_mode()
+    def begin(self, idx: Tensor, path: Tensor | None = None) -> None:
+        """Start afresh with sequences (B, T), which are read later.
+
+        `path` int64 (B, P) are the positions of their tokens and of those after them, of models
+        with `target_positions`, which can have another order than by rows.
+        """
         self.length = 0
         if self._modulations:
             new = self._weights.modulations(idx[:, 0])
             for kept, change in zip(self._modulations, new, strict=True):
                 kept[: len(idx)] = change
-        return self._advance(idx)
+        if self._path is not None:
+            rows = torch.arange(self.max_length + 1, device=idx.device)
+            self._path[: len(idx)] = rows if path is None else path
+        elif path is not None:
+            raise UserError("a GPT reads codes in other orders than by rows with target_positions")
+
+    @torch.inference_mode()
+    def foresee(self, idx: Tensor, count: int) -> Tensor:
+        """Read further tokens `idx` (B, T); float32 logits (B, count, V) of the next positions of
+        the path, each as if it was the one that the last token is to predict.
+
+        The last token is read `count` times, with each of the positions, and the copies do not see
+        each other: so each has the model's distribution given all tokens so far. The cache keeps
+        the first, as the path goes on from there.
+        """
+        if self._path is None:
+            raise UserError("a GPT tells of several positions at once with target_positions")
+        logits = self._advance(idx, count)  # (B * count, V)
+        return logits.view(len(idx), count, -1)
 
     @torch.inference_mode()
     def extend(self, idx: Tensor) -> Tensor:
@@ -102,12 +135,17 @@ class CachedDecoder:
             return self._static_step(idx[:, 0])
         return self._advance(idx)
 
-    def _advance(self, idx: Tensor) -> Tensor:
+    def _advance(self, idx: Tensor, count: int = 1) -> Tensor:
         start, stop = self.length, self.length + idx.shape[1]
-        if stop > self.max_length:
-            raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
+        if (end := stop + count - 1) > self.max_length:
+            raise ValueError(f"{end} tokens do not fit into a cache of {self.max_length}")
         cache = self._cache[:, :, : len(idx)]
-        segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
+        if count == 1:
+            segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
+        else:
+            segment = forked_segment(idx, start, count, self._columns, cache)
+        if self._path is not None:
+            segment.path = _reading(self._path[: len(idx)], start, stop, count)
         if self._modulations:
             segment.modulations = [change[: len(idx)] for change in self._modulations]
         self.length = stop
@@ -141,6 +179,9 @@ class CachedDecoder:
             cache=self._cache,
             modulations=self._modulations,
         )
+        if self._path is not None:
+            read = self._path.index_select(1, self._position)
+            segment.path = read, self._path.index_select(1, self._position + 1)  # (B, 1) each
         logits = self._weights.logits([segment])
         self._position += 1
         return logits
@@ -209,6 +250,32 @@ def segment_at(
     return Segment(tokens, write, stop, allowed, cache=cache)
 
 
+def forked_segment(
+    tokens: Tensor, start: int, count: int, columns: Tensor, cache: Tensor | None = None
+) -> Segment:
+    """As `segment_at`, with the last of `tokens` (B, T) `count` times, of which none sees another.
+
+    For two tokens from position 2 on, the last of them three times:
+
+        1 1 1 0 0 0    position 2 sees 0, 1 and itself
+        1 1 1 1 0 0    position 3
+        1 1 1 0 1 0    again
+        1 1 1 0 0 1    and again
+    """
+    last, end = start + tokens.shape[1] - 1, start + tokens.shape[1] + count - 1
+    rows, seen = columns[start:end, None], columns[:end]
+    allowed = (seen == rows) | (seen < rows.clamp(max=last))  # (T + count - 1, end)
+    tokens = torch.cat((tokens, tokens[:, -1:].expand(-1, count - 1)), dim=1)
+    return Segment(tokens, slice(start, end), end, allowed, cache=cache, answers=count)
+
+
+def _reading(path: Tensor, start: int, stop: int, count: int) -> tuple[Tensor, Tensor]:
+    """Of a `path` (B, P), the positions from `start` to `stop`, and those that they predict; the
+    last predicts `count` of them, as `forked_segment` reads it."""
+    read = torch.cat((path[:, start:stop], path[:, stop - 1 : stop].expand(-1, count - 1)), dim=1)
+    return read, path[:, start + 1 : stop + count]
+
+
 def generate(
     decoder: Decoder,
     prompt: Tensor,
@@ -249,82 +316,3 @@ def generate(
 def known_or(sampled: Tensor, known: Tensor | None, n: int) -> Tensor:
     """The n-th tokens (B,): those of `known` (B, steps) where they are not -1, else `sampled`."""
     return sampled if known is None else torch.where(known[:, n] >= 0, known[:, n], sampled)
-
-
-def filter_logits(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | Tensor | None = None,
-    top_p: float | None = None,
-    most_k: int | None = None,
-) -> Tensor:
-    """Scale `logits` (..., V) by 1/temperature, then drop (-inf) all but the likely tokens.
-
-    In float32 at least, as is `sample_token`: a sum of probabilities in bfloat16 stops at a part of
-    1, so that tokens behind it would never be sampled.
-
-    Args:
-        temperature: above 0.
-        top_k: keep the k likeliest; None, or more than there are, is no limit. int64 (...) on the
-            logits' device: each row's own k.
-        top_p: of these, keep the likeliest whose probabilities sum to just above p ("nucleus",
-            arXiv 1904.09751); None or 1 is no limit.
-        most_k: no row's k is larger, as nothing may wait for the device to tell; the vocabulary if
-            None, which takes longer.
-    """
-    logits = _precise(logits) / temperature
-    vocabulary = logits.shape[-1]
-    own_k = top_k if isinstance(top_k, Tensor) else None
-    k = min((most_k if isinstance(top_k, Tensor) else top_k) or vocabulary, vocabulary)
-    p = 1.0 if top_p is None else top_p
-    if own_k is None and k == vocabulary and p >= 1:
-        return logits
-    likeliest = logits.topk(k).values  # (..., k), descending
-    last_place = None if own_k is None else own_k.clamp(max=k)[..., None] - 1  # (..., 1)
-    if p >= 1:
-        last = likeliest[..., -1:] if last_place is None else likeliest.gather(-1, last_place)
-        return logits.masked_fill(logits < last, -torch.inf)
-    if last_place is not None:
-        places = torch.arange(k, device=logits.device)
-        likeliest = likeliest.masked_fill(places > last_place, -torch.inf)
-    # Probabilities .5 .3 .15 .05 sum to .5 .8 .95 1; for p = .6, one of the first three sums is at
-    # most p, so that the token at place 1 is the last one kept: .5 and .3, together just above p.
-    total = running_sum(likeliest.softmax(-1))  # (..., k)
-    last_kept = (total[..., :-1] <= p).sum(-1, keepdim=True)  # (..., 1), a place among k
-    if last_place is not None:
-        last_kept = last_kept.minimum(last_place)  # as rounded sums may end below p
-    return logits.masked_fill(logits < likeliest.gather(-1, last_kept), -torch.inf)
-
-
-def sample_token(logits: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """One token (B,) of `logits` (B, V): the likeliest, or sampled by the inverse CDF of softmax.
-
-    `uniform` (B,) are numbers in [0, 1): a token depends on its own row and number alone. With
-    probabilities .2 .5 .3, the CDF is .2 .7 1, and the number .6 gives token 1.
-    """
-    if uniform is None:
-        return logits.argmax(-1)
-    probabilities = _precise(logits).softmax(-1)
-    # A parallel sum may rise by a rounding error where the probability is 0: never sample there.
-    cdf = running_sum(probabilities).masked_fill_(probabilities == 0, 0)  # (B, V)
-    target = uniform * cdf.amax(-1)  # (B,), as rounded sums end near 1, not at it
-    return (cdf > target[:, None]).int().argmax(-1)  # the first of the columns above the target
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def running_sum(shares: Tensor) -> Tensor:
-    """Sums of `shares` (..., n), in [0, 1], up to each place.
-
-    CUDA adds floats in an order that is not always the same, or refuses to where PyTorch is told to
-    be deterministic. There, multiples of 2^-52 are added, as integers, which have one sum.
-    """
-    if shares.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return _exact_running_sum(shares)
-    return shares.cumsum(-1)
-
-
-def _exact_running_sum(shares: Tensor) -> Tensor:
-    return ((shares.double() * 2**52).long().cumsum(-1) / 2**52).to(shares)

@@ -21,6 +21,7 @@ from taming.modules.transformer.variants import (
     GPTConfig,
     VariantOptions,
     Variants,
+    check_causal,
     check_variants,
     make_norm,
     modulate,
@@ -68,7 +69,8 @@ class GPT(nn.Module):
         check_memory(block_size**2, block_size=block_size)  # of the mask
         check_memory(2 * vocab_size * n_embd, vocab_size=vocab_size, n_embd=n_embd)
         per_layer = (18 if classes else 12) * n_embd
-        weights = n_embd * (per_layer * n_layer + 2 * vocab_size + block_size + classes)
+        places = (2 if options.target_positions else 1) * block_size
+        weights = n_embd * (per_layer * n_layer + 2 * vocab_size + places + classes)
         check_memory(weights, n_embd=n_embd, n_layer=n_layer)
         if n_embd % n_head:
             raise UserError(f"GPT: n_embd ({n_embd}) must be a multiple of n_head ({n_head})")
@@ -90,16 +92,21 @@ class GPT(nn.Module):
         self.block_size = block_size
         self.gradient_checkpointing = gradient_checkpointing
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
-        positions = block_size if grid is None else rope_prefix(block_size, grid)
+        positions = config.positions if grid is None else rope_prefix(config.whole, grid)
         self.pos_emb = nn.Parameter(torch.zeros(1, positions, n_embd))
+        targets = torch.zeros(1, config.whole, n_embd) if config.target_positions else None
+        self.target_emb = None if targets is None else nn.Parameter(targets)
         self.drop = nn.Dropout(embd_pdrop)
-        mask = attention_mask(block_size, n_unmasked)
+        mask = attention_mask(block_size, config.see_all)
         self.blocks = nn.Sequential(*(Block(config, mask) for _ in range(n_layer)))
         self.ln_f = make_norm(options.norm, n_embd, affine=not classes)
         self.head = Linear(n_embd, vocab_size, bias=False)
         self.class_emb = ClassEmbedding(classes + 1, n_embd) if classes else None
         self.modulation = nn.Linear(n_embd, 2 * n_embd) if classes else None  # of ln_f
         self.apply(self._init_weights)
+        if self.target_emb is not None:
+            # Beside positions of zeros, zeros are a saddle point: no query would look for a place.
+            nn.init.normal_(self.target_emb, std=0.02)
         for name, parameter in self.named_parameters():
             if "modulation." in name:  # at first every block passes on its input ("Zero")
                 nn.init.zeros_(parameter)
@@ -115,8 +122,13 @@ class GPT(nn.Module):
         length: int = self.config.block_size
         return length
 
-    def hidden(self, idx: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`."""
+    def hidden(
+        self, idx: Tensor, embeddings: Tensor | None = None, path: Tensor | None = None
+    ) -> Tensor:
+        """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`.
+
+        `path` is that of `forward`.
+        """
         x = self._embed(idx, embeddings)  # (B, E + T, C)
         length, block_size = x.shape[1], self.config.block_size
         if length > block_size:
@@ -124,8 +136,8 @@ class GPT(nn.Module):
                 f"a sequence of {length} tokens is longer than the transformer's block_size of "
                 f"{block_size}: the image or its condition has more tokens than it was built for"
             )
-        x = self.drop(x + self.positions()[:, :length])  # (1, E + T, C) for the whole batch
-        rotation = self.rotations(slice(length))
+        x = self.drop(x + self._placed(length, path))
+        rotation = self.rotations(slice(length) if path is None else path[:, :-1])
         classes = None if self.class_emb is None else self.class_emb(idx[:, 0])  # (B, C)
         extras = {"allowed": self._allowed(length), "rotation": rotation, "classes": classes}
         for block in self.blocks:
@@ -147,25 +159,40 @@ class GPT(nn.Module):
             x = torch.cat((torch.zeros_like(x[:, :1]), x[:, 1:]), dim=1)
         return x if embeddings is None else torch.cat((embeddings, x), dim=1)
 
+    def _placed(self, length: int, path: Tensor | None) -> Tensor:
+        """What positions add to tokens: (1, length, C) for the whole batch, or of each path."""
+        positions, targets = self.positions(), self.target_emb
+        if path is None:
+            read = positions[:, :length]
+            return read if targets is None else read + targets[:, 1 : length + 1]
+        if targets is None:
+            raise UserError("a GPT reads codes in other orders than by rows with target_positions")
+        return F.embedding(path[:, :-1], positions[0]) + F.embedding(path[:, 1:], targets[0])
+
     def positions(self) -> Tensor:
-        """Learned vectors of all positions (1, block, C): 0 where they turn queries and keys."""
+        """Learned vectors of all positions (1, P, C): 0 where they turn queries and keys."""
         if self.config.rope_grid is None:
             return self.pos_emb
-        return F.pad(self.pos_emb, (0, 0, 0, self.config.block_size - self.pos_emb.shape[1]))
+        return F.pad(self.pos_emb, (0, 0, 0, self.config.positions - self.pos_emb.shape[1]))
 
-    def rotations(self, places: slice = slice(None)) -> Tensor | None:
+    def rotations(self, places: slice | Tensor = slice(None)) -> Tensor | None:
         """`variants.rotations` of some positions; None where none turns. It is computed in every
-        pass, as a buffer would lose digits in `.half()`."""
+        pass, as a buffer would lose digits in `.half()`.
+
+        Of each sequence's own positions (B, T) they are (2, B, 1, T, hs / 2), for all heads.
+        """
         config = self.config
         if config.rope_grid is None:
             return None
         size, device = config.n_embd // config.n_head, self.pos_emb.device
-        turned = rotations(config.rope_grid, config.block_size, size, device, config.rope_condition)
+        turned = rotations(config.rope_grid, config.whole, size, device, config.rope_condition)
+        if isinstance(places, Tensor):
+            return turned[:, places][:, :, None]
         return turned[:, places]
 
     def _allowed(self, length: int) -> Tensor | None:
         """Which positions see which, (1, 1, length, length); None for causal attention."""
-        if not self.config.n_unmasked:  # torch has kernels for causal attention that read no mask
+        if not self.config.see_all:  # torch has kernels for causal attention that read no mask
             return None
         return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
 
@@ -185,16 +212,21 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         *,
         start: int = 0,
+        path: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, E + T, V) of the next token at every position, and the cross-entropy.
+
+        With `attention: full` they are of the position itself.
 
         Args:
             idx: int64 (B, T).
             embeddings: (B, E, C), put before the tokens' embeddings.
             targets: int64 (B, E + T); without them the loss, in nats per token, is None.
             start: of positions from here on alone, which saves the head's work at the others.
+            path: int64 (B, T + 1), the position of each token and of the one that the last is to
+                predict, see `orders`; for `target_positions`. Row by row without.
         """
-        hidden = self.hidden(idx, embeddings)[:, start:]
+        hidden = self.hidden(idx, embeddings, path)[:, start:]
         logits = self.head(hidden)  # (B, E + T - start, C) -> (B, E + T - start, V)
         if targets is None:
             return logits, None
@@ -221,6 +253,12 @@ class GPT(nn.Module):
             raise UserError(
                 f"GPT.forward_with_past: adaln_classes is {option}, and tokens after others do not "
                 "know their class; use decoding.CachedDecoder"
+            )
+        check_causal(self.config)
+        if self.target_emb is not None:
+            raise UserError(
+                "GPT.forward_with_past reads by rows; with target_positions, use "
+                "decoding.CachedDecoder"
             )
         x = self._embed(idx, embeddings)
         if past is not None and not isinstance(past, Tensor):

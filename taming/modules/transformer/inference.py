@@ -150,6 +150,8 @@ class Weights:
         self.kernel = kernel or _kernel_of(gpt, self.dtype, rows)
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
         self.pos_emb = gpt.positions()[0].detach().to(self.dtype)  # (T, C)
+        targets = gpt.target_emb
+        self.target_emb = None if targets is None else targets[0].detach().to(self.dtype)
         self.rotations = gpt.rotations()  # (2, T, size / 2)
         blocks = cast(Sequence[Block], gpt.blocks)
         self.layers = [Layer.of(block, self.dtype, self.kernel) for block in blocks]
@@ -166,7 +168,7 @@ class Weights:
 
     @property
     def n_unmasked(self) -> int:
-        return self.config.n_unmasked
+        return self.config.see_all
 
     def new_cache(self, batch_size: int, length: int) -> Tensor:
         """Room for the keys and values of `length` positions in every layer; see `Segment`."""
@@ -174,7 +176,8 @@ class Weights:
         return self.pos_emb.new_zeros((len(self.layers), 2, batch_size, heads, length, size))
 
     def logits(self, segments: Sequence[Segment]) -> Tensor:
-        """Float32 logits (B1 + B2 + ..., V) after the last token of every sequence.
+        """Float32 logits (B1 + B2 + ..., V) after the last token of every sequence, or after so
+        many of its last as the segment `answers`: (B1 * answers + ..., V).
 
         All segments go through the linear layers as one batch; attention is their own. Of the last
         layer only the last tokens are finished.
@@ -202,14 +205,23 @@ class Weights:
         x = F.embedding(segment.tokens, self.tok_emb)
         if self.class_emb is not None and segment.starts:
             x[:, 0] = 0  # the class is no token
-        return (x + self.pos_emb[segment.write]).flatten(0, 1)
+            if segment.path is not None:  # and may be read for several positions
+                x = x.masked_fill((segment.path[0] == 0)[..., None], 0)
+        return (x + self._placed(segment)).flatten(0, 1)
+
+    def _placed(self, segment: Segment) -> Tensor:
+        """What positions add to the tokens: (T, C), or of each sequence's own, (B, T, C)."""
+        if segment.path is not None and self.target_emb is not None:
+            read, predicted = segment.path
+            return F.embedding(read, self.pos_emb) + F.embedding(predicted, self.target_emb)
+        read = self.pos_emb[segment.write]
+        return read if self.target_emb is None else read + self.target_emb[segment.next]
 
     def _rotation(self, segments: Sequence[Segment]) -> Tensor | None:
         """Of each row, (2, N, size / 2)."""
         if self.rotations is None:
             return None
-        parts = [self.rotations[:, s.write].repeat(1, len(s.tokens), 1) for s in segments]
-        return torch.cat(parts, dim=1)
+        return torch.cat([_turned(self.rotations, segment) for segment in segments], dim=1)
 
     def modulations(self, classes: Tensor) -> list[Tensor]:
         """How the classes of sequences (B,) change each layer, (B, 6C), and `ln_f`, (B, 2C)."""
@@ -233,13 +245,23 @@ class Weights:
 
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """Of `x` (N, C), the rows of each sequence's last token (B1 + B2 + ..., C)."""
-    if all(segment.tokens.shape[1] == 1 for segment in segments):
+    """Of `x` (N, C), the rows of each sequence's last tokens (B1 * answers + ..., C)."""
+    if all(segment.tokens.shape[1] == segment.answers for segment in segments):
         return x
     parts = torch.split(x, [segment.tokens.numel() for segment in segments])
     return torch.cat(
-        [p.unflatten(0, s.tokens.shape)[:, -1] for p, s in zip(parts, segments, strict=True)]
+        [
+            part.unflatten(0, s.tokens.shape)[:, -s.answers :].flatten(0, 1)
+            for part, s in zip(parts, segments, strict=True)
+        ]
     )
+
+
+def _turned(rotations: Tensor, segment: Segment) -> Tensor:
+    """Of `rotations` (2, positions, size / 2), those of a segment's rows: (2, N, size / 2)."""
+    if segment.path is not None:
+        return rotations[:, segment.path[0].flatten()]
+    return rotations[:, segment.write].repeat(1, len(segment.tokens), 1)
 
 
 def _kernel_of(gpt: GPT, dtype: torch.dtype, rows: int) -> str:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from taming import published_names
-from taming.modules.transformer.decoding import filter_logits, generate, sample_token
+from taming.modules.transformer.decoding import generate
 from taming.modules.transformer.gpt import GPT, Block, CausalSelfAttention, GPTConfig
 from taming.modules.transformer.kmeans import KMeans
 from taming.modules.transformer.own_methods import decoder_for, whole_logits
+from taming.modules.transformer.token_choice import filter_logits, sample_token
 from taming.modules.transformer.variants import check_whole
 
 __all__ = [

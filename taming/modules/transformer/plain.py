@@ -89,7 +89,7 @@ def is_plain(transformer: nn.Module) -> TypeGuard[GPT]:
 
 
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
-    GPT: ("forward", "forward_with_past", "hidden", "_embed", "_allowed", "_run"),
+    GPT: ("forward", "forward_with_past", "hidden", "_embed", "_placed", "_allowed", "_run"),
     Block: ("forward", "_attend", "_change"),
     CausalSelfAttention: ("forward", "project", "attend"),
 }

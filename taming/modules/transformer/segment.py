@@ -29,6 +29,9 @@ class Segment:
     `cache` has keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
     which those of the new ones are added; None if there are none, and none are kept.
 
+    Of tokens in other orders than by rows, `path` has the position of each in the image and the one
+    that it is to predict; columns of the cache are in the order in which they are read.
+
     `modulations` are those of `Weights.modulations` for the sequences' classes; without, the class
     is the first of the tokens, which are a sequence's first.
     """
@@ -40,6 +43,8 @@ class Segment:
     causal: bool = False  # the new tokens are the first: each sees itself and those before it
     cache: Tensor | None = None
     modulations: Sequence[Tensor] = ()
+    path: tuple[Tensor, Tensor] | None = None  # int64 (B, T) each
+    answers: int = 1  # of so many of each sequence's last tokens logits are wanted
     # Making a view costs as much as a small kernel, so those of all layers are made at once: keys,
     # then values (B, heads, seen, size) of each, and where the new ones go (2, B, heads, T, size).
     _seen: Sequence[Tensor] = field(init=False, default=())
@@ -57,10 +62,17 @@ class Segment:
         """Whether the new tokens are the first of their sequences."""
         return isinstance(self.write, slice) and self.write.start == 0
 
+    @property
+    def next(self) -> slice | Tensor:
+        """The positions after those of the new tokens."""
+        if isinstance(self.write, slice):
+            return slice(self.write.start + 1, self.write.stop + 1)
+        return self.write + 1
+
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
         """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
 
-        If `last`, only for each sequence's last token: (B, C).
+        If `last`, only for each sequence's last tokens: (B * answers, C).
         """
         batch, length = self.tokens.shape
         # (B * T, 3C) -> (B, T, 3, heads, size) -> (3, B, heads, T, size), without a copy
@@ -71,9 +83,9 @@ class Segment:
             # (B, heads, seen, size): the positions before and the new ones
             keys, values = self._seen[2 * layer], self._seen[2 * layer + 1]
         allowed = self.allowed
-        if last and length > 1:  # the last layer: other tokens' outputs would go nowhere
-            queries = queries[:, :, -1:]
-            allowed = None if allowed is None else allowed[..., -1:, :]
+        if last and length > self.answers:  # the last layer: others' outputs would go nowhere
+            queries = queries[:, :, -self.answers :]
+            allowed = None if allowed is None else allowed[..., -self.answers :, :]
         # One query sees everything; with `is_causal` torch would align it to the first key.
         causal = self.causal and queries.shape[2] > 1
         y = F.scaled_dot_product_attention(queries, keys, values, allowed, is_causal=causal)

@@ -19,6 +19,7 @@ from taming.errors import UserError
 
 NormKind = Literal["layer", "rms"]
 MlpKind = Literal["gelu", "swiglu"]
+AttentionKind = Literal["causal", "full"]
 
 
 class VariantOptions(TypedDict, total=False):
@@ -30,6 +31,8 @@ class VariantOptions(TypedDict, total=False):
     norm: NormKind
     mlp: MlpKind
     adaln_classes: CountOrZero
+    target_positions: bool
+    attention: AttentionKind
 
 
 @dataclass(eq=False)
@@ -49,6 +52,11 @@ class Variants:
             shifts and gates of every block (adaLN-Zero, arXiv 2212.09748), and not as a token: a
             learned start stands in its place. Tokens that are no class, such as the null token of
             `cond_drop`, are one more class. 0: classes are tokens.
+        target_positions: every token also has a learned vector of the position that it is to
+            predict (arXiv 2411.00776, section 3.2), so that codes can be read in any order; see
+            `orders`. The last code is then read as well, unless it comes last.
+        attention: "causal", or "full": every position sees all others, and predicts itself, as
+            masked training has it (arXiv 2202.04200); the condition and all codes fit block_size.
     """
 
     rope_grid: Sequence[int] | None = None
@@ -57,6 +65,8 @@ class Variants:
     norm: NormKind = "layer"
     mlp: MlpKind = "gelu"
     adaln_classes: int = 0
+    target_positions: bool = False
+    attention: AttentionKind = "causal"
 
 
 class GPTConfig(Variants):
@@ -73,6 +83,22 @@ class GPTConfig(Variants):
     def __init__(self, vocab_size: int, block_size: int, **others: Any) -> None:
         self.vocab_size, self.block_size = vocab_size, block_size
         vars(self).update(others)
+
+    @property
+    def see_all(self) -> int:
+        """So many positions at the beginning see each other, whatever their order."""
+        return self.block_size if self.attention == "full" else self.n_unmasked
+
+    @property
+    def whole(self) -> int:
+        """Positions of the condition and of all codes, of which a raster order never reads the
+        last."""
+        return self.block_size + (self.attention == "causal")
+
+    @property
+    def positions(self) -> int:
+        """Positions that are read in some order."""
+        return self.whole if self.target_positions else self.block_size
 
 
 EPSILON = 1e-5  # of every normalization
@@ -131,19 +157,19 @@ def hidden_width(kind: MlpKind, width: int) -> int:
 # ---------------------------------------------------------------------- RoPE
 
 
-def rope_prefix(block_size: int, grid: Sequence[int]) -> int:
-    """The condition's tokens before an image: the last code of an image is never read."""
-    return block_size + 1 - grid[0] * grid[1]
+def rope_prefix(whole: int, grid: Sequence[int]) -> int:
+    """The condition's tokens before an image, of a `whole` sequence, see `GPTConfig`."""
+    return whole - grid[0] * grid[1]
 
 
 def rotations(
     grid: Sequence[int],
-    block_size: int,
+    whole: int,
     size: int,
     device: torch.device | None = None,
     condition: bool = False,
 ) -> Tensor:
-    """Cosines and sines by which position t turns queries and keys: float32 (2, block, hs / 2).
+    """Cosines and sines by which position t turns queries and keys: float32 (2, whole, hs / 2).
 
     A pair of a head's numbers turns by an angle that grows with the position (arXiv 2104.09864): in
     the first half of the pairs with the row, in the second with the column. Attention then depends
@@ -151,21 +177,21 @@ def rotations(
     condition are at 0, where nothing turns: they have learned positions instead. For a grid of
     2 x 3 after one such token:
 
-        token    c  0  1  2  3  4
-        row      0  1  1  1  2  2
-        column   0  1  2  3  1  2
+        token    c  0  1  2  3  4  5
+        row      0  1  1  1  2  2  2
+        column   0  1  2  3  1  2  3
 
     With `condition`, tokens of the condition are codes of a map, and turn as those of the image.
     """
-    prefix = rope_prefix(block_size, grid)
-    place = torch.arange(block_size, device=device) - prefix  # in the image
+    prefix = rope_prefix(whole, grid)
+    place = torch.arange(whole, device=device) - prefix  # in the image
     of_image = place >= 0
     if condition:
         place, of_image = torch.where(of_image, place, place + prefix), of_image | True
     row, column = (place // grid[1] + 1) * of_image, (place % grid[1] + 1) * of_image
     quarter = size // 4
     speed = _ROPE_BASE ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
-    angles = torch.cat((row[:, None] * speed, column[:, None] * speed), dim=-1)  # (block, hs / 2)
+    angles = torch.cat((row[:, None] * speed, column[:, None] * speed), dim=-1)  # (whole, hs / 2)
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -204,6 +230,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def check_variants(config: GPTConfig) -> None:
     """Raise `UserError` if options of a `GPTConfig` contradict its sizes."""
     size, grid = config.n_embd // config.n_head, config.rope_grid
+    _check_reading(config)
     if grid is None:
         if config.rope_condition:
             raise UserError("GPT: rope_condition goes with rope_grid, which is not set")
@@ -212,15 +239,43 @@ def check_variants(config: GPTConfig) -> None:
         raise UserError(
             f"GPT: rope_grid needs heads of a multiple of 4, but n_embd / n_head is {size}"
         )
-    if rope_prefix(config.block_size, grid) < 1:
+    codes, unread = grid[0] * grid[1], config.whole - config.block_size
+    if rope_prefix(config.whole, grid) < 1:
         raise UserError(
             f"GPT: block_size is {config.block_size}, too small for a token of the condition and "
-            f"rope_grid: {list(grid)}; make it at least {grid[0] * grid[1]}"
+            f"rope_grid: {list(grid)}; make it at least {codes + 1 - unread}"
         )
-    if config.rope_condition and rope_prefix(config.block_size, grid) != grid[0] * grid[1]:
+    if config.rope_condition and rope_prefix(config.whole, grid) != codes:
         raise UserError(
-            f"GPT: rope_condition is for maps of as many codes as the image, {grid[0] * grid[1]}; "
-            f"make block_size {2 * grid[0] * grid[1] - 1}, not {config.block_size}"
+            f"GPT: rope_condition is for maps of as many codes as the image, {codes}; "
+            f"make block_size {2 * codes - unread}, not {config.block_size}"
+        )
+
+
+def _check_reading(config: GPTConfig) -> None:
+    """Of options that say what sees what, in which order."""
+    if config.attention not in ("causal", "full"):
+        raise UserError(f"GPT: attention is causal or full, not {config.attention}")
+    others = {"n_unmasked": config.n_unmasked, "target_positions": config.target_positions}
+    for option, value in others.items() if config.attention == "full" else ():
+        if value:
+            raise UserError(
+                f"GPT: {option} is {value}, but with attention: full every position sees all "
+                "others and predicts itself; leave one of the two out"
+            )
+    if config.target_positions and config.n_unmasked:
+        raise UserError(
+            f"GPT: n_unmasked is {config.n_unmasked}, but with target_positions the condition must "
+            "not see what its last token is to predict; leave n_unmasked out"
+        )
+
+
+def check_causal(config: GPTConfig) -> None:
+    """Refuse (`UserError`) one token after the other where every position sees all others."""
+    if config.attention == "full":
+        raise UserError(
+            "a GPT with attention: full fills in masked codes, and samples no token after the "
+            "other; use taming.sampling, or masked.fill_in"
         )
 
 
@@ -250,12 +305,12 @@ def check_layout(
             f"transformer's rope_grid is {list(grid)}; train on images of these sizes, and sample "
             "none that are smaller"
         )
-    prefix = rope_prefix(config.block_size, grid)
+    prefix = rope_prefix(config.whole, grid)
     if condition is not None and condition != prefix:
         raise UserError(
             f"the condition has {condition} tokens, but block_size: {config.block_size} and "
             f"rope_grid: {list(grid)} make it {prefix}; with {condition}, block_size is "
-            f"{condition + grid[0] * grid[1] - 1}"
+            f"{condition + grid[0] * grid[1] - config.whole + config.block_size}"
         )
 
 

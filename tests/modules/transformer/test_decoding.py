@@ -13,15 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taming.errors import UserError
 from taming.kernel_choice import KERNELS
-from taming.modules.transformer.decoding import (
-    CachedDecoder,
-    generate,
-    known_or,
-    sample_token,
-)
+from taming.modules.transformer.decoding import CachedDecoder, generate, known_or
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import quantize_in_place
 from taming.modules.transformer.own_methods import one_pass_logits
+from taming.modules.transformer.token_choice import sample_token
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 
 

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taming.modules.transformer import decoding
-from taming.modules.transformer.decoding import (
-    filter_logits,
-    sample_token,
-)
+from taming.modules.transformer import token_choice
+from taming.modules.transformer.token_choice import filter_logits, sample_token
 from tests.modules.transformer.test_mingpt import TENSORS
 from tests.support import assert_close
 
@@ -121,7 +118,7 @@ def test_gpus_add_integers_where_results_must_not_change(deterministic: bool) ->
 
 def test_sums_of_integers_are_those_of_floats() -> None:
     shares = torch.randn(8, 16_384, generator=torch.Generator().manual_seed(0)).mul(4).softmax(-1)
-    sums = decoding._exact_running_sum(shares)
+    sums = token_choice._exact_running_sum(shares)
     assert sums.dtype == torch.float32 and (sums.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(sums, shares.double().cumsum(-1).float(), rtol=2e-7, atol=1e-12)
 

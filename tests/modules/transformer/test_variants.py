@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.modules.transformer import gpt as gpt_module
-from taming.modules.transformer.decoding import CachedDecoder, generate, sample_token
+from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.mingpt import GPT, sample, sample_with_past
+from taming.modules.transformer.token_choice import sample_token
 from taming.modules.transformer.variants import rotations
 from taming.sampling import sample_sliding_window
 from tests.sampling.test_sliding_window import plain_loop
@@ -106,9 +107,9 @@ def test_codes_in_a_smaller_image_or_after_another_condition_are_refused() -> No
 
 
 def test_rows_and_columns_turn_one_half_each() -> None:
-    cos, sin = rotations((2, 3), 7, 8)  # two condition tokens, and 5 of 6 codes
-    assert cos.shape == sin.shape == (7, 4)
-    places = [(0, 0), (0, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
+    cos, sin = rotations((2, 3), 8, 8)  # two condition tokens, and 6 codes
+    assert cos.shape == sin.shape == (8, 4)
+    places = [(0, 0), (0, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     for position, (row, column) in enumerate(places):
         angles = torch.tensor([row, row / 100, column, column / 100], dtype=torch.float32)
         torch.testing.assert_close(cos[position], angles.cos())
@@ -116,9 +117,9 @@ def test_rows_and_columns_turn_one_half_each() -> None:
 
 
 def test_codes_of_a_map_turn_as_those_of_the_image_at_their_place() -> None:
-    turned = rotations((2, 3), 11, 8, condition=True)
-    assert torch.equal(turned[:, :5], turned[:, 6:])
-    assert torch.equal(turned[:, 6:], rotations((2, 3), 11, 8)[:, 6:])
+    turned = rotations((2, 3), 12, 8, condition=True)
+    assert torch.equal(turned[:, :6], turned[:, 6:])
+    assert torch.equal(turned[:, 6:], rotations((2, 3), 12, 8)[:, 6:])
 
 
 def test_a_condition_that_is_no_map_of_the_image_cannot_turn() -> None:
@@ -131,7 +132,7 @@ def test_a_condition_that_is_no_map_of_the_image_cannot_turn() -> None:
 def test_attention_depends_on_how_far_apart_codes_are() -> None:
     """Equal tokens at equal distances, in a row or in a column, have equal logits of attention."""
     attention = make(rope_grid=(4, 4), block_size=16).blocks[0].attn
-    rotation = rotations((4, 4), 16, 8)
+    rotation = rotations((4, 4), 17, 8)[:, :16]
     x = torch.randn(1, 1, 16).expand(1, 16, 16)
     q, k, _ = attention.project(x, rotation)
     logits = q @ k.transpose(2, 3)  # token 0 is the condition; code (r, c) is token 1 + 4 r + c

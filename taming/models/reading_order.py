@@ -1,0 +1,100 @@
+"""In which order a transformer learns to read and predict codes, and what masked training reads.
+
+    raster      row by row
+    permuter    in the one order of `permuter_config`
+    random      in another order in every step, of each image its own (arXiv 2411.00776)
+    annealed    likewise at first; the share of images that are read row by row then rises from 0 to
+                1 between two shares of the run (section 3.3 there)
+
+GPTs with `attention: full` have no order: a part of the codes is masked, and these are predicted.
+Random numbers are those of torch's global generator, which resumed runs restore; in validation
+they are of a generator of their own, so that losses compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from taming.errors import UserError, shorten
+from taming.modules.transformer.masked import random_masks
+from taming.modules.transformer.orders import random_orders
+from taming.run_length import RunLength, percent
+
+OrderKind = Literal["raster", "permuter", "random", "annealed"]
+ORDERS = ("raster", "permuter", "random", "annealed")
+ANNEALED = (0.5, 0.75)  # of the run, as published
+NOT_MASKED = -100  # the target of codes that are read, which cross-entropies leave out
+
+
+@dataclass(frozen=True)
+class ReadingOrder:
+    """The options' meanings.
+
+    Attributes:
+        order: see the module; by default that of the permuter, if there is one, or else raster.
+        anneal: the steps, or shares of the run, between which `order: annealed` becomes raster.
+    """
+
+    order: OrderKind | None = None
+    anneal: Sequence[float | str] = ANNEALED
+
+    def __post_init__(self) -> None:
+        if self.order not in (None, *ORDERS):
+            raise UserError(f"order is one of {', '.join(ORDERS)}, not {shorten(self.order)}")
+
+    @property
+    def any(self) -> bool:
+        """Whether codes are read in any order, and not in one."""
+        return self.order in ("random", "annealed")
+
+    def raster_share(self, step: int, run: RunLength) -> float:
+        """The share of images that are read row by row in a step, counted from 0.
+
+        Raises:
+            UserError: if the run has no end, and the steps are shares of it, or they do not rise.
+        """
+        if self.order != "annealed":
+            return 0.0
+        first, last = (run.steps_of(percent(value), "model.params.anneal") for value in self.anneal)
+        if last < first:
+            raise UserError(
+                f"model.params.anneal is {list(self.anneal)}; the second must not be before the "
+                "first"
+            )
+        return min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+
+    def draw(self, codes: Tensor, raster_share: float) -> Tensor:
+        """Orders int64 (B, n) of training for `codes` (B, n)."""
+        orders = random_orders(len(codes), codes.shape[1], codes.device)
+        if self.order != "annealed":
+            return orders
+        by_rows = torch.rand(len(codes), 1, device=codes.device) < raster_share
+        return torch.where(by_rows, raster(codes), orders)
+
+
+def raster(codes: Tensor) -> Tensor:
+    """The order by rows (B, n) of `codes` (B, n)."""
+    return torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+
+
+def fixed_orders(codes: Tensor, seed: int) -> Tensor:
+    """Random orders int64 (B, n) of validation, of a batch by its number alone."""
+    numbers = torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed))
+    return numbers.argsort(1).to(codes.device)
+
+
+def fixed_masks(codes: Tensor, seed: int) -> Tensor:
+    """Masks bool (B, n) of validation, of a batch by its number alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return random_masks(len(codes), codes.shape[1]).to(codes.device)
+
+
+def masked_input(codes: Tensor, masks: Tensor, mask_token: int) -> tuple[Tensor, Tensor]:
+    """What is read in the place of `codes` (B, n), and what is to be predicted."""
+    return codes.masked_fill(masks, mask_token), codes.masked_fill(~masks, NOT_MASKED)

@@ -1,0 +1,137 @@
+"""Masked codes: how they are drawn in training, and filled in step by step (arXiv 2202.04200).
+
+For GPTs with `attention: full`, which read the condition and all codes, with a mask token in the
+place of those that are not known, and predict every code where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taming.errors import UserError
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.orders import left_after
+from taming.modules.transformer.segment import Segment
+from taming.modules.transformer.token_choice import sample_token
+
+# Of the confidence's noise, as published.
+CONFIDENCE_NOISE = 4.5
+# What is sampled in so many steps, if nothing else is said (section 4.2).
+STEPS = 8
+
+
+def random_masks(count: int, length: int, device: torch.device | None = None) -> Tensor:
+    """Which of `length` codes are masked in each of `count` images: bool (count, length).
+
+    A share of cos(pi / 2 * u), for u between 0 and 1, at least one (section 3.2): so images of all
+    steps of sampling are seen. Both are drawn by torch's global generator of the device.
+    """
+    share = torch.cos(math.pi / 2 * torch.rand(count, 1, device=device))
+    rank = torch.rand(count, length, device=device).argsort(1).argsort(1)
+    return rank < (share * length).ceil().clamp(min=1)
+
+
+def code_logits(weights: Weights, condition: Tensor, codes: Tensor) -> Tensor:
+    """Float32 logits (B, n, V) of all codes (B, n) after a condition (B, T)."""
+    if weights.config.attention != "full":
+        raise UserError("codes are filled in by a GPT with attention: full, and this one's is not")
+    tokens = torch.cat((condition, codes), dim=1)
+    whole = slice(tokens.shape[1])
+    segment = Segment(tokens, slice(0, whole.stop), whole.stop, answers=codes.shape[1])
+    return weights.logits([segment]).view(*codes.shape, -1)
+
+
+def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
+    """bool (B, n): the `counts` (B,) places of each row of `confidence` (B, n) that are highest."""
+    rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return rank < counts[:, None]
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise of numbers in [0, 1)."""
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -torch.log((-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny))
+
+
+def confidence_in(codes: Tensor, logits: Tensor, noise: Tensor | float) -> Tensor:
+    """log p of `codes` (B, n) under logits (B, n, V), and `noise` (section 3.3); (B, n)."""
+    return logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0] + noise
+
+
+@torch.inference_mode()
+def fill_in(
+    weights: Weights,
+    condition: Tensor,
+    known: Tensor,
+    pick: Callable[[Tensor, int, float], tuple[Tensor, Tensor]],
+    *,
+    mask_token: int,
+    steps: int = STEPS,
+    schedule: str = "cosine",
+    on_step: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Fill in the codes int64 (B, n) that are -1 in `known` (section 3.3).
+
+    Each step predicts all that are masked, and keeps those of which it is most confident.
+
+    Args:
+        condition: (copies * B, T), see `decoding.generate`.
+        pick: `pick(logits, step, share)` gives codes (B, n) and how confident it is of each, from
+            logits (copies * B, n, V); `share` of the codes are known.
+        steps: at most; fewer if fewer codes are masked.
+        on_step: called with the codes so far (B, n), -1 where there is none, and how many there
+            are at least in every row.
+    """
+    copies, length = len(condition) // len(known), known.shape[1]
+    masked = (known < 0).sum(1).tolist()
+    steps = min(steps, max(masked, default=0))
+    left = torch.tensor([_padded(left_after(count, steps, schedule), steps) for count in masked])
+    codes, done = known.clone(), known >= 0
+    for step in range(steps):
+        read = codes.masked_fill(~done, mask_token).repeat(copies, 1)
+        share = 1 - float(max(masked) if not step else left[:, step - 1].max()) / length
+        new, confidence = pick(code_logits(weights, condition, read), step, share)
+        counts = (~done).sum(1) - left[:, step].to(codes.device)
+        chosen = most_confident(confidence.masked_fill(done, -math.inf), counts) & ~done
+        codes, done = torch.where(chosen, new, codes), done | chosen
+        if on_step is not None:
+            on_step(codes, length - int(left[:, step].max()))
+    return codes.clone()
+
+
+def _padded(left: list[int], steps: int) -> list[int]:
+    """With nothing left in further steps."""
+    return left + [0] * (steps - len(left))
+
+
+def continued(
+    weights: Weights,
+    codes: Tensor,
+    condition: Tensor,
+    steps: int,
+    filtered: Callable[[Tensor], Tensor],
+    *,
+    mask_token: int,
+    random: bool,
+) -> Tensor:
+    """The `steps` codes (B, steps) after `codes` (B, n), filled in.
+
+    They are sampled from `filtered` logits (N, V), by torch's global generator, or if not `random`
+    the likeliest.
+    """
+    unknown = codes.new_full((len(codes), steps), -1)
+
+    def choose(logits: Tensor, step: int, share: float) -> tuple[Tensor, Tensor]:
+        rows = filtered(logits.flatten(0, 1))
+        numbers = torch.rand(2, len(rows), device=rows.device) if random else None
+        new = sample_token(rows, None if numbers is None else numbers[0]).view(logits.shape[:2])
+        scale = CONFIDENCE_NOISE * (1 - (step + 1) / STEPS)
+        noise = 0.0 if numbers is None else scale * gumbel(numbers[1]).view(new.shape)
+        return new, confidence_in(new, logits, noise)
+
+    known = torch.cat((codes, unknown), dim=1)
+    return fill_in(weights, condition, known, choose, mask_token=mask_token)[:, codes.shape[1] :]

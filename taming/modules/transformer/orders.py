@@ -1,0 +1,122 @@
+"""Orders in which codes are read and predicted, and how many of them at once.
+
+A sequence of condition c0 c1 and codes z0 z1 z2 (of a row) has positions 0 to 4. Its `path` in the
+order z2 z0 z1 is [0, 1, 4, 2, 3], and a GPT with `target_positions` reads it as
+
+    token        c0  c1  z2  z0
+    position      0   1   4   2
+    to predict    1   4   2   3, where z1 is
+
+In training each token predicts one position; in sampling the last one may be asked for several
+(`decoding.CachedDecoder.foresee`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from taming.modules.transformer.decoding import CachedDecoder
+
+# Which share of the codes is still masked, or to be sampled, by the share of steps that are done
+# (arXiv 2202.04200, section 3.3).
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: math.cos(math.pi / 2 * done),
+    "linear": lambda done: 1 - done,
+}
+
+
+def random_orders(count: int, length: int, device: torch.device | None = None) -> Tensor:
+    """`count` random permutations of 0 to `length` - 1, int64 (count, length), by torch's global
+    generator of the device."""
+    return torch.rand(count, length, device=device).argsort(1)
+
+
+def path_of(order: Tensor, before: int) -> Tensor:
+    """Positions (B, before + n) of `before` tokens, and then of codes in an `order` (B, n)."""
+    condition = torch.arange(before, device=order.device).expand(len(order), -1)
+    return torch.cat((condition, order + before), dim=1)
+
+
+def kept_first(order: Tensor, known: Tensor | None) -> Tensor:
+    """An `order` (B, n) with the places first, by rows, where `known` (B, n) is not -1."""
+    if known is None:
+        return order
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)  # by place: when it comes
+    return torch.where(known >= 0, places - order.shape[1], rank).argsort(1)
+
+
+def in_order(codes: Tensor, order: Tensor) -> Tensor:
+    """`codes` (B, n) by rows -> in an `order` (B, n)."""
+    return codes.gather(1, order)
+
+
+def by_rows(codes: Tensor, order: Tensor) -> Tensor:
+    """`codes` (B, n) in an `order` (B, n) -> by rows."""
+    return torch.zeros_like(codes).scatter_(1, order, codes)
+
+
+def left_after(length: int, steps: int, schedule: str = "cosine") -> list[int]:
+    """How many of `length` codes are left after each step, of which there are at most `length`.
+
+    The last number is 0, and every step takes a code at least. 16 codes in 4 steps are left as
+
+        cosine   15 11 6 0
+        linear   12 8 4 0
+    """
+    steps, left = min(steps, length), list[int]()
+    for step in range(1, steps + 1):
+        wanted = round(length * SCHEDULES[schedule](step / steps))
+        before = left[-1] if left else length
+        left.append(min(max(wanted, steps - step), before - 1))
+    return left
+
+
+def sizes_of(left: Sequence[int], length: int) -> list[int]:
+    """How many codes each step takes, of what is `left_after` it."""
+    return [before - after for before, after in zip([length, *left], left, strict=False)]
+
+
+def generate_in_steps(
+    decoder: CachedDecoder,
+    prompt: Tensor,
+    path: Tensor,
+    sizes: Sequence[int],
+    pick: Callable[[Tensor, int], Tensor],
+    on_step: Callable[[Tensor, int], None] | None = None,
+    known: Tensor | None = None,
+    copies: int = 1,
+) -> Tensor:
+    """Codes int64 (B, n) in the order of a path, several a step.
+
+    Codes of a step are sampled independently of each other, each from the model's distribution
+    given all codes of the steps before. The sequence is then read as it was in training.
+
+    Args:
+        prompt: (copies * B, T), see `decoding.generate`; `path` (copies * B, T + n).
+        sizes: how many codes each step samples; together with those at the beginning that are
+            known in all sequences they are n.
+        pick: `pick(logits, done)` chooses codes (B, k), of which the first is the `done`-th, from
+            logits (copies * B, k, V).
+        on_step: called with the codes so far (B, n), and how many there are.
+        known: (B, n) codes in the order of the path, -1 where one is to be sampled.
+    """
+    length = path.shape[1] - prompt.shape[1]
+    empty = prompt.new_zeros(len(prompt) // copies, length)
+    codes = empty if known is None else known.clamp(min=0)
+    done, fed = length - sum(sizes), 0
+    decoder.begin(prompt, path)
+    for size in sizes:
+        sequence = torch.cat((prompt, codes[:, :done].repeat(copies, 1)), dim=1)
+        logits = decoder.foresee(sequence[:, fed:], size)  # (copies * B, size, V)
+        new, step = pick(logits, done), slice(done, done + size)
+        kept = None if known is None else known[:, step]
+        codes[:, step] = new if kept is None else torch.where(kept >= 0, kept, new)
+        done, fed = done + size, sequence.shape[1]
+        if on_step is not None:
+            on_step(codes, done)
+    return codes

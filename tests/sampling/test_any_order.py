@@ -1,0 +1,211 @@
+"""Samples and completions in any order, several codes at once, and of masked codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.modules.transformer.orders import in_order, kept_first, left_after, path_of, sizes_of
+from taming.sampling import Progress, Request, SampleSettings, sample_images, uniforms
+from taming.sampling.settings import parse_order
+from tests.kit.models import SPIRAL, tiny_model, transformer_config
+from tests.support import fill_by_name
+
+TOLD: dict[str, Any] = {"target_positions": True}
+FULL: dict[str, Any] = {"attention": "full", "block_size": 17}
+REQUESTS = [Request(n, (label,), label) for label in (3, 1) for n in range(2)]
+STREAMS = [request.stream for request in REQUESTS]
+HOLE = torch.full((4, 4), 7)
+HOLE[:2, :2] = -1  # the upper left quarter
+SETTINGS = [
+    SampleSettings(top_k=9),
+    SampleSettings(order="random"),
+    SampleSettings(steps=5, top_p=0.9),
+    SampleSettings(steps=4, step_schedule="linear", order=tuple(range(15, -1, -1))),
+    SampleSettings(order="random", guidance=2.0, top_k=(3, 9)),
+    SampleSettings(steps=6, guidance=2.0, top_k=(3, 9)),
+]
+
+
+def make(gpt: dict[str, Any], **changes: Any) -> Any:
+    config = transformer_config({"vocab_size": 24, **gpt}, cond_drop=0.1, **changes)
+    model = instantiate_from_config(config)
+    fill_by_name(model)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make(TOLD, order="random")
+
+
+@pytest.fixture(scope="module")
+def masked() -> Any:
+    return make(FULL)
+
+
+def indices(model: Any, requests: Any = REQUESTS, settings: Any = None, **options: Any) -> Tensor:
+    return torch.stack([s.indices for s in sample_images(model, requests, settings, **options)])
+
+
+def groups_of(settings: SampleSettings, order: list[int], known: set[int]) -> list[list[int]]:
+    """Which places each step samples."""
+    rest = [place for place in order if place not in known]
+    if settings.steps is None:
+        return [[place] for place in rest]
+    sizes = sizes_of(left_after(len(rest), settings.steps, settings.step_schedule), len(rest))
+    return [[rest.pop(0) for _ in range(size)] for size in sizes]
+
+
+@pytest.mark.parametrize("hole", [None, HOLE], ids=["whole", "hole"])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_each_code_has_its_conditional_given_all_before_it(
+    model: Any, settings: SampleSettings, hole: Tensor | None
+) -> None:
+    """Against passes without a cache over what is kept and what was sampled before."""
+    requests = [replace(request, known=hole) for request in REQUESTS]
+    got = indices(model, requests, settings, batch_size=3)
+    kept = set() if hole is None else {n for n, code in enumerate(hole.flatten()) if code >= 0}
+    uniform, own_k = uniforms(0, STREAMS, 16), settings.own_top_k(0, STREAMS)
+    orders = settings.own_orders(0, STREAMS, 16)
+    copies = 2 if settings.guided else 1
+    for row, request in enumerate(requests):
+        known = None if hole is None else hole.flatten()[None]
+        order = kept_first(orders[row : row + 1], known)
+        ordered = in_order(got[row : row + 1], order)
+        done = len(kept)
+        assert got[row].masked_select(torch.tensor([n in kept for n in range(16)])).eq(7).all()
+        for group in groups_of(settings, order[0].tolist(), kept):
+            share = done / 16
+            for n, place in enumerate(group):
+                prompt = torch.tensor([[request.prompt[0]], [23]])[:copies]
+                read = torch.cat((prompt, ordered[:, :done].repeat(copies, 1)), dim=1)
+                path = path_of(order, 1)[:, : done + 1]
+                path = torch.cat((path, torch.tensor([[1 + place]])), dim=1).repeat(copies, 1)
+                logits = model.transformer(read, path=path)[0][:, -1, :20]
+                logits = settings.guide(logits, share)
+                k = None if own_k is None else torch.tensor(own_k[row : row + 1])
+                number = uniform[row : row + 1, done + n]
+                assert settings.pick(logits, number, k)[0] == got[row, place]
+            done += len(group)
+
+
+def test_samples_do_not_depend_on_the_batch_and_bars_count_codes(model: Any, masked: Any) -> None:
+    for one, settings in ((model, SETTINGS[1]), (model, SETTINGS[2]), (masked, SampleSettings())):
+        seen: list[Progress] = []
+        alone = indices(one, settings=settings, batch_size=1)
+        together = indices(one, settings=settings, on_step=seen.append)
+        assert torch.equal(alone, together) and len(alone.unique(dim=0)) == 4
+        done = [step.done for step in seen]
+        assert done == sorted(set(done)) and done[-1] == seen[-1].total == 16
+        assert torch.equal(seen[-1].indices.cpu(), together)
+    assert len(done) == 8  # of masked codes
+
+
+def test_a_hole_depends_on_what_is_kept_below_and_right_of_it(model: Any, masked: Any) -> None:
+    raster = tiny_model()
+    for one, sees in ((model, True), (masked, True), (raster, False)):
+        first, other = (
+            indices(
+                one, [replace(REQUESTS[0], known=known)], SampleSettings(temperature=0), seed=1
+            )[0].view(4, 4)[:2, :2]
+            for known in (HOLE, HOLE.where(HOLE < 0, torch.tensor(3)))
+        )
+        first_row = first[0], other[0]  # by rows, the next one follows kept codes
+        assert torch.equal(*first_row) != sees
+    seen: list[Progress] = []
+    indices(model, [replace(REQUESTS[0], known=HOLE)], on_step=seen.append)
+    assert [step.done for step in seen] == [1, 2, 3, 4] and seen[0].total == 4
+
+
+def test_images_with_different_holes_share_a_batch(model: Any, masked: Any) -> None:
+    other = HOLE.flip(0).clone()
+    other[0] = -1
+    requests = [REQUESTS[0], *(replace(REQUESTS[1], known=known) for known in (HOLE, other))]
+    for one in (model, masked):
+        for settings in (SampleSettings(), SampleSettings(steps=3)):
+            got = indices(one, requests, settings)
+            for row, known in ((1, HOLE), (2, other)):
+                kept = known.flatten() >= 0
+                assert torch.equal(got[row][kept], known.flatten()[kept])
+            assert got.max() < 20
+    alone = [indices(model, [one], SampleSettings(order="raster"))[0] for one in requests]
+    assert torch.equal(torch.stack(alone)[1], indices(model, requests[1:2])[0])
+
+
+def test_masked_codes_follow_settings(masked: Any) -> None:
+    greedy = indices(masked, settings=SampleSettings(temperature=0))
+    assert torch.equal(greedy, indices(masked, settings=SampleSettings(temperature=0), seed=9))
+    for settings in (
+        SampleSettings(guidance=3.0),
+        SampleSettings(steps=16),
+        SampleSettings(confidence_noise=0.0),
+        SampleSettings(top_k=2),
+        SampleSettings(top_k=(2, 20)),
+    ):
+        assert not torch.equal(indices(masked, settings=settings), indices(masked))
+
+
+def test_orders_are_of_seed_and_number() -> None:
+    settings = SampleSettings(order="random")
+    orders = settings.own_orders(3, [4, 5], 16)
+    assert torch.equal(orders.sort(1).values, torch.arange(16).expand(2, -1))
+    assert torch.equal(settings.own_orders(3, [5], 16)[0], orders[1])
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(settings.own_orders(4, [4], 16)[0], orders[0])
+    assert torch.equal(SampleSettings().own_orders(3, [4], 16)[0], torch.arange(16))
+    assert not torch.equal(SampleSettings(steps=2).own_orders(3, [4], 16)[0], torch.arange(16))
+    assert parse_order("2,0,1") == (2, 0, 1) and parse_order("random") == "random"
+    assert SampleSettings(order=(1, 0)).describe()["order"] == [1, 0]
+
+
+def test_larger_images_are_sampled_by_rows(model: Any, masked: Any) -> None:
+    assert indices(model, REQUESTS[:1], shape=(5, 6)).shape == (1, 30)
+    with pytest.raises(UserError, match="are sampled row by row, one code after the other"):
+        indices(model, REQUESTS[:1], SampleSettings(steps=2), shape=(5, 6))
+    with pytest.raises(UserError, match="of its training's size only"):
+        indices(masked, REQUESTS[:1], shape=(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("raster", {"steps": 4}, "steps is 4, but this model samples one code after the other"),
+        ("raster", {"order": "random"}, "and this model has one order"),
+        ("spiral", {"order": "raster"}, "and this model has one order"),
+        ("masked", {"order": "random"}, "fills in codes in no order"),
+        ("random", {"steps": 17}, "steps is 17, but the image has 16 codes"),
+        ("masked", {"steps": 17}, "steps is 17, but the image has 16 codes"),
+        ("random", {"order": (1, 0)}, "order has 2 places, and the image 16"),
+        ("random", {"order": (1, 1)}, "each place once, from 0 to 1"),
+        ("random", {"order": "spiral"}, "order is raster, random, or all places"),
+        ("random", {"steps": 0}, "steps must be at least 1"),
+        ("random", {"steps": 2.5}, "steps is a whole number"),
+        ("random", {"step_schedule": "square"}, "step_schedule is one of cosine, linear"),
+        ("random", {"confidence_noise": -1.0}, "confidence_noise must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_sampled(
+    kind: str, settings: dict[str, Any], message: str, model: Any, masked: Any
+) -> None:
+    models = {"random": model, "masked": masked}
+    models |= {"raster": tiny_model(), "spiral": make({}, permuter_config=SPIRAL)}
+    with pytest.raises(UserError, match=message):
+        indices(models[kind], settings=SampleSettings(**settings))
+
+
+def test_steps_are_not_compiled_and_methods_of_ones_own_have_no_orders(model: Any) -> None:
+    with pytest.raises(UserError, match="leave --compile out"):
+        indices(model, settings=SampleSettings(steps=2), compiled=True)
+    model.transformer.forward = model.transformer.forward
+    try:
+        with pytest.raises(UserError, match="has methods or parts of its own"):
+            indices(model)
+    finally:
+        del model.transformer.forward
