@@ -58,7 +58,7 @@ from taming.sampling.arguments import (
 from taming.sampling.completion import Photo, changed_mask, read_photo
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, save_png
 from taming.sampling.load import load_first_stage
-from taming.sampling.settings import SampleSettings
+from taming.sampling.settings import SampleSettings, TokenSettings
 from taming.sampling.sizes import whole_codes
 from taming.words import counted
 
@@ -74,7 +74,7 @@ class Arguments:
     beginning: Beginning
     guidance: GuideSettings
     cuts: CutSettings
-    sampling: SampleSettings
+    sampling: TokenSettings
     num_samples: int = flag(1, "images, of each class", "-n")
     film: bool = flag(False, "write how each image came about, NNNNNN.mp4 (or .gif) beside it")
 
@@ -134,7 +134,7 @@ class Starts:
             grids=grids,
             prior=loaded.prior,
             seed=seed,
-            settings=arguments.sampling,
+            settings=SampleSettings(**vars(arguments.sampling)),
             shape=shape,
         )
         if own.init is None:

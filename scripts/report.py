@@ -128,17 +128,18 @@ def write(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    stage, transformer, samples = report["first_stage"], report["transformer"], report["samples"]
+    stage, samples = report["first_stage"], report["samples"]
     print(f"reconstruction error  L1 {stage['l1']:.4f} (images in [-1, 1]), {stage['psnr']:.1f} dB")
     print(
         f"codebook usage        {stage['codebook_usage']:.1%}, "
         f"perplexity {stage['codebook_perplexity']:.1f}"
     )
-    print(
-        f"validation loss       {transformer['nats_per_token']:.3f} nats per token, "
-        f"{transformer['bits_per_dimension']:.4f} bits per dimension "
-        f"(uniform: {transformer['uniform_nats_per_token']:.3f} nats)"
-    )
+    if transformer := report.get("transformer"):  # masked codes have no likelihood
+        print(
+            f"validation loss       {transformer['nats_per_token']:.3f} nats per token, "
+            f"{transformer['bits_per_dimension']:.4f} bits per dimension "
+            f"(uniform: {transformer['uniform_nats_per_token']:.3f} nats)"
+        )
     if "named_right_by_5_neighbours" in samples:
         right = samples["named_right_by_5_neighbours"]
         print(f"samples named right   {right:.1%} of {samples['images']}")

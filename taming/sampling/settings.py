@@ -54,7 +54,7 @@ def wrong_temperature(value: float) -> UserError:
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class TokenSettings:
     """Temperature, then top-k, then nucleus top-p (see `filter_logits`); and guidance.
 
     Of several k each sample has its own, see `own_top_k`.
@@ -76,33 +76,11 @@ class SampleSettings:
     top_p: float = flag(1.0, "sample among the likeliest tokens that make up p only", "-p")
     guidance: float = flag(1.0, "scale of the guidance, for models trained with cond_drop")
     guidance_schedule: str = flag("constant", f"of the scale: {', '.join(SCHEDULES)}")
-    order: Order = flag(
-        None,
-        "in which codes are sampled, for models of order: random or annealed: raster, random (each "
-        "sample's own, by seed and number), or all places, as 3,0,1,2; by default random with "
-        "--steps and raster without",
-        parse=parse_order,
-    )
-    steps: int | None = flag(
-        None,
-        "sample in so many steps, several codes at once, for models of order: random or annealed "
-        f"(default: a step per code) and of attention: full (default: {STEPS})",
-    )
-    step_schedule: str = flag(
-        "cosine", f"how codes are shared out to --steps: {', '.join(STEP_SCHEDULES)}"
-    )
-    confidence_noise: float = flag(
-        CONFIDENCE_NOISE,
-        "times Gumbel noise, at the beginning, in which codes models of attention: full keep; 0: "
-        "the likeliest",
-    )
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "order"):
-            if isinstance(value := vars(self)[name], list):
-                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.top_k, list):
+            object.__setattr__(self, "top_k", tuple(self.top_k))
         self._check_types()
-        self._check_steps()
         if not 0 <= self.temperature < math.inf:
             raise wrong_temperature(self.temperature)
         if self.top_k is not None and min(self.top_ks, default=0) < 1:
@@ -119,31 +97,12 @@ class SampleSettings:
             raise UserError(f"guidance_schedule is one of {known}, not '{self.guidance_schedule}'")
 
     def _check_types(self) -> None:
-        for name in ("temperature", "top_p", "guidance", "confidence_noise"):
+        for name in ("temperature", "top_p", "guidance"):
             if not isinstance(value := vars(self)[name], int | float):
                 raise UserError(f"{name} is a number, not {shorten(value)}")
         for k in self.top_ks:
             if isinstance(k, bool) or not isinstance(k, Integral):
                 raise UserError(f"top_k is a whole number, or several, not {shorten(k)}")
-
-    def _check_steps(self) -> None:
-        steps, order = self.steps, self.order
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
-            raise UserError(f"steps is a whole number, not {shorten(steps)}")
-        if steps is not None and steps < 1:
-            raise UserError(f"steps must be at least 1, not {steps}")
-        if self.step_schedule not in STEP_SCHEDULES:
-            known = ", ".join(STEP_SCHEDULES)
-            raise UserError(f"step_schedule is one of {known}, not '{self.step_schedule}'")
-        if not 0 <= self.confidence_noise < math.inf:
-            raise UserError(f"confidence_noise must be 0 or more, not {self.confidence_noise}")
-        if isinstance(order, tuple):
-            if sorted(order) != list(range(len(order))):
-                raise UserError(
-                    f"order has each place once, from 0 to {len(order) - 1}, not {shorten(order)}"
-                )
-        elif order not in (None, *ORDERS):
-            raise UserError(f"order is raster, random, or all places in a list, not '{order}'")
 
     @property
     def top_ks(self) -> tuple[int, ...]:
@@ -171,34 +130,6 @@ class SampleSettings:
         """All settings as JSON values."""
         values = asdict(self)
         return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
-
-    def name_of_steps(self) -> str:
-        """What is said of steps and order in the names of folders; nothing by default."""
-        parts = []
-        if self.steps is not None:
-            parts.append(f"_steps_{self.steps}_{self.step_schedule}")
-        if self.order is not None:
-            text = ",".join(map(str, self.order)) if isinstance(self.order, tuple) else self.order
-            named = text if text in ORDERS else f"{zlib.crc32(text.encode()):08x}"
-            parts.append(f"_order_{named}")
-        if self.confidence_noise != CONFIDENCE_NOISE:
-            parts.append(f"_noise_{self.confidence_noise}")
-        return "".join(parts)
-
-    def own_orders(self, seed: int, sample_numbers: Sequence[int], length: int) -> Tensor:
-        """In which order each sample's `length` codes are sampled: int64 (samples, length).
-
-        A random one is decided by `seed` and the sample's number alone, as is `own_top_k`.
-        """
-        rows, order = len(sample_numbers), self.order
-        if isinstance(order, tuple):
-            if len(order) != length:
-                raise UserError(f"order has {len(order)} places, and the image {length}; name all")
-            return torch.tensor(order).expand(rows, -1)
-        if order == "random" or (order is None and self.steps is not None):
-            raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]
-            return torch.from_numpy(np.argsort(np.stack(raw), axis=1, kind="stable"))
-        return torch.arange(length).expand(rows, -1)
 
     def own_top_k(self, seed: int, sample_numbers: Sequence[int]) -> list[int] | None:
         """Of several k the one of each sample; None if there is one k for all.
@@ -239,6 +170,87 @@ class SampleSettings:
         k = most if top_k is None else top_k
         filtered = filter_logits(logits, self.temperature, k, self.top_p, most_k=most)
         return sample_token(filtered, uniform)
+
+
+@dataclass(frozen=True)
+class SampleSettings(TokenSettings):
+    """How tokens are chosen, and for models that know several, in which order and in what steps."""
+
+    order: Order = flag(
+        None,
+        "in which codes are sampled, for models of order: random or annealed: raster, random (each "
+        "sample's own, by seed and number), or all places, as 3,0,1,2; by default random with "
+        "--steps and raster without",
+        parse=parse_order,
+    )
+    steps: int | None = flag(
+        None,
+        "sample in so many steps, several codes at once, for models of order: random or annealed "
+        f"(default: a step per code) and of attention: full (default: {STEPS})",
+    )
+    step_schedule: str = flag(
+        "cosine", f"how codes are shared out to --steps: {', '.join(STEP_SCHEDULES)}"
+    )
+    confidence_noise: float = flag(
+        CONFIDENCE_NOISE,
+        "times Gumbel noise, at the beginning, in which codes models of attention: full keep; 0: "
+        "the likeliest",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.order, list):
+            object.__setattr__(self, "order", tuple(self.order))
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        steps, order = self.steps, self.order
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
+            raise UserError(f"steps is a whole number, not {shorten(steps)}")
+        if steps is not None and steps < 1:
+            raise UserError(f"steps must be at least 1, not {steps}")
+        if self.step_schedule not in STEP_SCHEDULES:
+            known = ", ".join(STEP_SCHEDULES)
+            raise UserError(f"step_schedule is one of {known}, not '{self.step_schedule}'")
+        if not isinstance(self.confidence_noise, int | float):
+            raise UserError(f"confidence_noise is a number, not {shorten(self.confidence_noise)}")
+        if not 0 <= self.confidence_noise < math.inf:
+            raise UserError(f"confidence_noise must be 0 or more, not {self.confidence_noise}")
+        if isinstance(order, tuple):
+            if sorted(order) != list(range(len(order))):
+                raise UserError(
+                    f"order has each place once, from 0 to {len(order) - 1}, not {shorten(order)}"
+                )
+        elif order not in (None, *ORDERS):
+            raise UserError(f"order is raster, random, or all places in a list, not '{order}'")
+
+    def name_of_steps(self) -> str:
+        """What is said of steps and order in the names of folders; nothing by default."""
+        parts = []
+        if self.steps is not None:
+            parts.append(f"_steps_{self.steps}_{self.step_schedule}")
+        if self.order is not None:
+            text = ",".join(map(str, self.order)) if isinstance(self.order, tuple) else self.order
+            named = text if text in ORDERS else f"{zlib.crc32(text.encode()):08x}"
+            parts.append(f"_order_{named}")
+        if self.confidence_noise != CONFIDENCE_NOISE:
+            parts.append(f"_noise_{self.confidence_noise}")
+        return "".join(parts)
+
+    def own_orders(self, seed: int, sample_numbers: Sequence[int], length: int) -> Tensor:
+        """In which order each sample's `length` codes are sampled: int64 (samples, length).
+
+        A random one is decided by `seed` and the sample's number alone, as is `own_top_k`.
+        """
+        rows, order = len(sample_numbers), self.order
+        if isinstance(order, tuple):
+            if len(order) != length:
+                raise UserError(f"order has {len(order)} places, and the image {length}; name all")
+            return torch.tensor(order).expand(rows, -1)
+        if order == "random" or (order is None and self.steps is not None):
+            raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]
+            return torch.from_numpy(np.argsort(np.stack(raw), axis=1, kind="stable"))
+        return torch.arange(length).expand(rows, -1)
 
 
 def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:

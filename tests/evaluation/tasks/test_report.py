@@ -54,10 +54,10 @@ class Stripes(Dataset[dict[str, Any]]):
         return {"image": image.numpy(), **label}
 
 
-def write_run(folder: Path, classes: bool = True) -> Path:
+def write_run(folder: Path, classes: bool = True, **gpt: Any) -> Path:
     """A run whose data are stripes, with real ones (others) as its samples."""
     stage: Any = THREE if classes else "__is_unconditional__"
-    run = tiny_run(folder, transformer_config(cond_stage_config=stage))
+    run = tiny_run(folder, transformer_config(gpt, cond_stage_config=stage))
 
     def dataset(count: int, seed: int) -> dict[str, Any]:
         params = {"count": count, "seed": seed, "classes": classes}
@@ -104,6 +104,17 @@ def test_all_of_it_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFi
     main(["-r", str(run), "--device", "cpu", "-o", str(tmp_path / "again")])
     again = read_result(tmp_path / "again" / "report.json")
     assert not differences(result, again, 1e-6)
+
+
+def test_masked_codes_have_no_likelihood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", attention="full", block_size=17)
+    write_samples(run)
+    main(["-r", str(run), "--device", "cpu"])
+    assert "transformer" not in read_result(run / "report" / "report.json")["metrics"]
+    printed = capsys.readouterr().out
+    assert "validation loss" not in printed and "class right" in printed
 
 
 def test_the_distance_is_that_of_the_saved_classifier(tmp_path: Path) -> None:
