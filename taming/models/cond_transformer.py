@@ -15,6 +15,7 @@ from taming.config import instantiate_from_config
 from taming.config_values import (
     CountOrZero,
     FilePath,
+    Fraction,
     FractionBelowOne,
     Length,
     ModuleConfig,
@@ -83,6 +84,8 @@ class Net2NetTransformer(TransformerTraining):
             need a GPT with `target_positions`.
         anneal: the steps or shares of the run between which `order: annealed` becomes raster; by
             default half and three quarters of it.
+        raster_share: of the images with `order: random` (by default none), and at the end with
+            `order: annealed` (all): those that are read row by row.
         training: see `taming.models.training_options`.
 
     Raises:
@@ -108,11 +111,12 @@ class Net2NetTransformer(TransformerTraining):
         scheduler_config: ScheduleConfig | None = None,
         order: OrderKind | None = None,
         anneal: Annotated[Sequence[StepOrShare], Length(2, 2)] | None = None,
+        raster_share: Fraction | None = None,
         **training: Unpack[TransformerOptions],
     ) -> None:
         super().__init__()
         self.ways = TransformerWays(**training)
-        self.reading = ReadingOrder(order, ANNEALED if anneal is None else anneal)
+        self.reading = ReadingOrder(order, ANNEALED if anneal is None else anneal, raster_share)
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL

@@ -2,9 +2,11 @@
 
     raster      row by row
     permuter    in the one order of `permuter_config`
-    random      in another order in every step, of each image its own (arXiv 2411.00776)
-    annealed    likewise at first; the share of images that are read row by row then rises from 0 to
-                1 between two shares of the run (section 3.3 there)
+    random      in another order in every step, of each image its own (arXiv 2411.00776), but for
+                `raster_share` of the images, which are read row by row
+    annealed    likewise without any at first; the share of images that are read row by row then
+                rises from 0 to `raster_share`, by default all, between two shares of the run
+                (section 3.3 there)
 
 GPTs with `attention: full` have no order: a part of the codes is masked, and these are predicted.
 Random numbers are those of torch's global generator, which resumed runs restore; in validation
@@ -38,10 +40,12 @@ class ReadingOrder:
     Attributes:
         order: see the module; by default that of the permuter, if there is one, or else raster.
         anneal: the steps, or shares of the run, between which `order: annealed` becomes raster.
+        by_rows: `raster_share`; by default 0 for random, and 1 for annealed.
     """
 
     order: OrderKind | None = None
     anneal: Sequence[float | str] = ANNEALED
+    by_rows: float | None = None
 
     def __post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
@@ -59,19 +63,20 @@ class ReadingOrder:
             UserError: if the run has no end, and the steps are shares of it, or they do not rise.
         """
         if self.order != "annealed":
-            return 0.0
+            return self.by_rows or 0.0
         first, last = (run.steps_of(percent(value), "model.params.anneal") for value in self.anneal)
         if last < first:
             raise UserError(
                 f"model.params.anneal is {list(self.anneal)}; the second must not be before the "
                 "first"
             )
-        return min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+        done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+        return done * (1.0 if self.by_rows is None else self.by_rows)
 
     def draw(self, codes: Tensor, raster_share: float) -> Tensor:
         """Orders int64 (B, n) of training for `codes` (B, n)."""
         orders = random_orders(len(codes), codes.shape[1], codes.device)
-        if self.order != "annealed":
+        if self.order != "annealed" and not raster_share:
             return orders
         by_rows = torch.rand(len(codes), 1, device=codes.device) < raster_share
         return torch.where(by_rows, raster(codes), orders)

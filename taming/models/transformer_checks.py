@@ -124,6 +124,8 @@ def _check_order(model: CodeSampling) -> None:
             f"order is {order}, but permuter_config has one order, {one}; leave one of the two out"
         )
     if not model.reading.any:
+        if model.reading.by_rows is not None:
+            raise UserError("raster_share is for order: random or annealed; leave it out")
         return
     gpt = model.transformer
     if not isinstance(gpt, GPT) or not gpt.config.target_positions:

@@ -51,7 +51,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
     learning_rate: float
     scheduler_config: Mapping[str, Any] | None
     loss_terms: Mapping[str, Tensor] = MappingProxyType({})  # of the last step of training
-    raster_share = 0.0  # of the images of a step, with `order: annealed`
+    raster_share = 0.0  # of the images of a step: those that are read row by row
     _length: RunLength | None = None  # of the run, once it is asked for
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,6 +201,8 @@ class TransformerTraining(CodeSampling, KeptHooks):
                 self._length = run_length(self._trainer)
             self.raster_share = self.reading.raster_share(self.global_step, self._length)
             self.log("train/raster_share", self.raster_share, batch_size=1)
+        else:
+            self.raster_share = self.reading.by_rows or 0.0
         if self.teacher is None:
             losses = {"train/loss": self._loss_of(batch, batch_idx)}
         else:

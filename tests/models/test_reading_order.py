@@ -65,7 +65,11 @@ def test_rows_come_back_between_two_shares_of_the_run() -> None:
     assert shares == [0, 0, 0.5, 1, 1]
     assert ReadingOrder("annealed", ("25%", 300)).raster_share(200, run) == 0.5
     assert ReadingOrder("random").raster_share(399, run) == 0
+    assert ReadingOrder("annealed", (0.5, 0.75), 0.4).raster_share(250, run) == 0.2
+    assert ReadingOrder("random", by_rows=0.25).raster_share(0, RunLength()) == 0.25
     codes = CODES.flatten(1).repeat(200, 1)
+    some = ReadingOrder("random", by_rows=0.25).draw(codes, 0.25)
+    assert abs((some == torch.arange(16)).all(1).float().mean() - 0.25) < 0.05
     rows = (annealed.draw(codes, 0.5) == torch.arange(16)).all(1).float().mean()
     assert abs(rows - 0.5) < 0.05
     assert (annealed.draw(codes, 1.0) == torch.arange(16)).all()
@@ -75,6 +79,21 @@ def test_rows_come_back_between_two_shares_of_the_run() -> None:
         ReadingOrder("spiral")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must not be before the first"):
         ReadingOrder("annealed", (0.5, 0.2)).raster_share(0, run)
+
+
+def test_a_share_is_read_by_rows_in_every_step(tmp_path: Path) -> None:
+    model = make(TOLD, order="random", raster_share=1.0)
+    orders: list[Tensor] = []
+    predict_in = model._predict_in
+
+    def note(order: Tensor, *arguments: Tensor) -> Any:
+        if model.training:
+            orders.append(order)
+        return predict_in(order, *arguments)
+
+    model._predict_in = note
+    fit(model, {"codes": CODES, "condition_codes": LABELS}, tmp_path, steps=2)
+    assert len(orders) == 2 and all((order == torch.arange(16)).all() for order in orders)
 
 
 @pytest.mark.parametrize("order", ["random", "annealed"])
@@ -156,6 +175,7 @@ def test_masked_codes_after_others_are_filled_in() -> None:
             {"order": "raster", "permuter_config": SPIRAL},
             "order is raster, but permuter_config",
         ),
+        (TOLD, {"raster_share": 0.5}, "raster_share is for order: random or annealed"),
         (TOLD, {"order": "random", "pkeep": 0.0}, "make pkeep 1, not 0.0"),
         (TOLD, {"order": "random", "teacher": "logs/x"}, "a teacher reads in one order"),
         (FULL, {"order": "random"}, "has no order; leave order"),
