@@ -273,9 +273,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
 
-    `give_pre_end` returns the features before the last normalization instead. `z_shape` is the
-    shape of one latent at the training size, `last_z_shape` that of the last ones decoded. With
-    `decoder_ch_mult` its widths are not the encoder's. Keys it does not know are ignored.
+    `give_pre_end` returns features before the last normalization. `z_shape` is that of a latent at
+    the training size, `last_z_shape` that of the last ones decoded. With `decoder_ch_mult` its
+    widths are not the encoder's. Keys it does not know are ignored.
     """
 
     last_z_shape: torch.Size
@@ -300,12 +300,11 @@ class Decoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        ch_mult = levels.own_multipliers(ch_mult, decoder_ch_mult)
-        widths, anywhere = level_widths(ch, ch_mult, norm_groups), attends(attn_type)
+        widths = level_widths(ch, levels.own_multipliers(ch_mult, decoder_ch_mult), norm_groups)
+        anywhere = attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
-        self.give_pre_end = give_pre_end
-        lowest = resolution // 2 ** (self.num_resolutions - 1)
+        self.give_pre_end, lowest = give_pre_end, resolution // 2 ** (self.num_resolutions - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
         self.conv_in = _conv3x3(z_channels, widths[-1])
         self.mid = Middle(widths[-1], dropout, anywhere)
@@ -313,7 +312,7 @@ class Decoder(nn.Module):
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
-            attention = anywhere and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
+            attention = anywhere and lowest * 2 ** (len(widths) - 1 - i) in attn_resolutions
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from taming.config_values import Count, FractionBelowOne
 from taming.distributed import same_on_all_ranks, sum_over_ranks
 from taming.modules.vqvae import codebook
 
@@ -58,7 +59,7 @@ class ClusteredCodes(nn.Module):
 
     embed_prob: Tensor  # (K,)
 
-    def __init__(self, n_codes: int, decay: float = 0.99) -> None:
+    def __init__(self, n_codes: Count, decay: FractionBelowOne = 0.99) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("embed_prob", torch.zeros(n_codes))

@@ -20,7 +20,7 @@ from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 REPOSITORY = Path(__file__).parents[3]
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 
-SIDES = {"digits": 32, "cin512": 512}  # pixels, of others 256
+SIDES = {"digits": 32, "multi": 64, "cin512": 512}  # pixels, of others 256
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,9 @@ def test_parts_of_ones_own_are_counted_as_others() -> None:
 class Clock:
     """A first stage that takes so many seconds, by the clock of the module."""
 
+    downsampling_factor = 2
+    quantize = None  # of one grid of codes
+
     def __init__(self, encode: list[float], decode: list[float]) -> None:
         self.now, self.seconds = 0.0, {"encode": iter(encode), "decode": iter(decode)}
 

@@ -173,7 +173,7 @@ def test_published_defaults():
     common = {"ch_mult": (1, 2, 4, 8), "dropout": 0, "resamp_with_conv": True}
     common |= {"attn_type": "vanilla", "norm_groups": 32}
     assert defaults(Encoder) == {**common, "double_z": True}
-    assert defaults(Decoder) == {**common, "give_pre_end": False}
+    assert defaults(Decoder) == {**common, "decoder_ch_mult": None, "give_pre_end": False}
 
 
 def test_small_functions():
