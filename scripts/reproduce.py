@@ -133,7 +133,8 @@ def announce_time(script: Any, words: Sequence[str]) -> None:
     for part in parts:
         say(str(part))
     if len(parts) > 1:
-        say(f"in all, about {readable_time(sum(part.seconds for part in parts))}")
+        total = readable_time(sum(part.seconds for part in parts))
+        say(f"in all, about {total}, less what an earlier evaluation has left in the cache")
 
 
 def measure(one: Reproduction, folder: Path) -> str:
