@@ -154,7 +154,6 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "python scripts/download_models.py NAME": (NETWORK, nothing_to_check),
     "torchrun --standalone --nproc_per_node 4 scripts/...": (PROCESSES, nothing_to_check),
     "python benchmarks/evaluation.py --memory": ("takes minutes", nothing_to_check),
-    "python benchmarks/any_order.py": ("trains for an hour", nothing_to_check),
     "python benchmarks/training.py --stage paper --size 128 --fast": (
         "takes minutes",
         nothing_to_check,
