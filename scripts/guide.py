@@ -62,7 +62,6 @@ from taming.sampling.settings import SampleSettings, TokenSettings
 from taming.sampling.sizes import whole_codes
 from taming.words import counted
 
-FRAMES = 40
 MOST_IN_GRID, GRID_SIDE = 64, 256
 
 
@@ -171,13 +170,13 @@ class Starts:
 
 
 class Film:
-    """The frames of one image, about `FRAMES`."""
+    """The frames of one image."""
 
     def __init__(self) -> None:
         self.frames: list[Image.Image] = []
 
     def __call__(self, step: GuideStep) -> None:
-        if step.done * FRAMES // step.total != (step.done - 1) * FRAMES // step.total:
+        if step.is_frame:
             self.frames.append(to_pillow(step.image.float()))
 
     def write(self, last: Tensor, path: Path) -> None:

@@ -33,7 +33,6 @@ NOBODY = (
 )
 RANDOM, SHOWN = "random codes", "the image that is shown"
 MOST_STEPS = 2_000
-FRAMES = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +162,7 @@ def draw_guided(
     place, bar = st.empty(), st.progress(0.0)
 
     def show(step: GuideStep) -> None:
-        if step.done * FRAMES // step.total != (step.done - 1) * FRAMES // step.total:
+        if step.is_frame:
             frames.append(to_pillow(step.image.float().cpu()))
             place.image(enlarged(frames[-1]), caption="guiding")
         bar.progress(step.done / step.total, f"{step.done} of {step.total} steps")

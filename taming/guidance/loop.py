@@ -26,6 +26,7 @@ from taming.models.first_stage import FirstStage, frozen
 LATENT, LOGITS = "latent", "logits"
 SCHEDULES = ("constant", "cosine")
 MOST_STEPS = 1_000_000
+FRAMES = 40  # of films of how an image came about, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,11 @@ class GuideStep:
     total: int
     loss: float
     image: Tensor  # float (C, H, W) in [-1, 1], from before the step
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether a film has it: about `FRAMES` of all steps, evenly."""
+        return self.done * FRAMES // self.total != (self.done - 1) * FRAMES // self.total
 
 
 @dataclass(frozen=True, eq=False)

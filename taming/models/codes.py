@@ -23,9 +23,9 @@ from taming.modules.vqvae.scales import SizedLevels
 from taming.pictures import to_values
 from taming.user_code import is_ours, name_of
 
-# Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
 Size = tuple[int, int]  # rows and columns
 
+# Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
 CACHED, CACHED_CONDITION = "codes", "condition_codes"
 
 

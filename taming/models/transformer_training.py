@@ -196,13 +196,12 @@ class TransformerTraining(CodeSampling, KeptHooks):
         return batch
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        if self.reading.order == "annealed":
+        if self.reading.any:
             if self._length is None:
                 self._length = run_length(self._trainer)
             self.raster_share = self.reading.raster_share(self.global_step, self._length)
+        if self.reading.order == "annealed":
             self.log("train/raster_share", self.raster_share, batch_size=1)
-        else:
-            self.raster_share = self.reading.by_rows or 0.0
         if self.teacher is None:
             losses = {"train/loss": self._loss_of(batch, batch_idx)}
         else:

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, Pixels, Range
 from taming.errors import UserError
-from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import GROUPS, level_widths, regroup, runner
+from taming.modules.diffusionmodules.levels import (
+    GROUPS,
+    check_blocks,
+    conv,
+    level_widths,
+    regroup,
+    runner,
+)
 from taming.modules.diffusionmodules.model import Multipliers, Normalize, nonlinearity
 
 EPS = 1e-6  # of normalizations
-
-
-def _conv(in_channels: int, out_channels: int, size: int = 3, *, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
 
 
 class Block(nn.Module):
@@ -31,11 +33,11 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = Normalize(in_channels), _conv(in_channels, out_channels)
-        self.norm2, self.conv2 = Normalize(out_channels), _conv(out_channels, out_channels)
+        self.norm1, self.conv1 = Normalize(in_channels), conv(in_channels, out_channels)
+        self.norm2, self.conv2 = Normalize(out_channels), conv(out_channels, out_channels)
         self.nin_shortcut = None
         if in_channels != out_channels:
-            self.nin_shortcut = _conv(in_channels, out_channels, 1)
+            self.nin_shortcut = conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
@@ -65,7 +67,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, 4 * channels, bias=True)
+        self.conv1 = conv(channels, 4 * channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return depth_to_space(self.conv1(x))
@@ -117,11 +119,6 @@ class AdaptiveNorm(nn.Module):
         return out
 
 
-def _check_size(ch: int, num_res_blocks: int, widths: Sequence[int]) -> None:
-    weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
-    check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
-
-
 class Magvit2Encoder(nn.Module):
     """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w].
 
@@ -142,9 +139,9 @@ class Magvit2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = level_widths(ch, ch_mult, norm_groups)
-        _check_size(ch, num_res_blocks, widths)
+        check_blocks(ch, num_res_blocks, widths)
         self.resolution, self.num_resolutions = resolution, len(widths)
-        self.conv_in = _conv(in_channels, ch)
+        self.conv_in = conv(in_channels, ch)
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([ch, *widths])):
             last = i == len(widths) - 1
@@ -152,7 +149,7 @@ class Magvit2Encoder(nn.Module):
             self.down.append(Level([before] + [width] * num_res_blocks, downsample=way))
         self.mid_block = blocks([widths[-1]] * (num_res_blocks + 1))
         self.norm_out = Normalize(widths[-1])
-        self.conv_out = _conv(widths[-1], z_channels, 1, bias=True)
+        self.conv_out = conv(widths[-1], z_channels, 1, bias=True)
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +184,7 @@ class Magvit2Decoder(nn.Module):
         self.resolution, self.num_resolutions = resolution, len(widths)
         lowest = resolution // 2 ** (len(widths) - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
-        self.conv_in = _conv(z_channels, widths[-1], bias=True)
+        self.conv_in = conv(z_channels, widths[-1], bias=True)
         self.mid_block = blocks([widths[-1]] * (num_res_blocks + 1))
         self.up, self.adaptive = nn.ModuleList(), nn.ModuleList()  # from the highest resolution on
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
@@ -196,7 +193,7 @@ class Magvit2Decoder(nn.Module):
             if adaptive:
                 self.adaptive.append(AdaptiveNorm(z_channels, before))
         self.norm_out = Normalize(widths[0])
-        self.conv_out = _conv(widths[0], out_ch, bias=True)
+        self.conv_out = conv(widths[0], out_ch, bias=True)
         regroup(self, norm_groups)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.config_values import Count, FractionBelowOne, Pixels, Range
-from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import GROUPS, level_widths, regroup, runner
+from taming.modules.diffusionmodules.levels import (
+    GROUPS,
+    check_blocks,
+    conv,
+    level_widths,
+    regroup,
+    runner,
+)
 from taming.modules.diffusionmodules.model import Multipliers, Normalize, nonlinearity
-
-
-def _conv(in_channels: int, out_channels: int, size: int = 3, *, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
 
 
 class Block(nn.Module):
@@ -34,12 +36,12 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.conv1 = Normalize(in_channels), _conv(in_channels, out_channels)
-        self.norm2, self.conv2 = Normalize(out_channels), _conv(out_channels, out_channels)
+        self.norm1, self.conv1 = Normalize(in_channels), conv(in_channels, out_channels)
+        self.norm2, self.conv2 = Normalize(out_channels), conv(out_channels, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.nin_shortcut = None
         if in_channels != out_channels:
-            self.nin_shortcut = _conv(out_channels, out_channels, 1)
+            self.nin_shortcut = conv(out_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
@@ -61,7 +63,7 @@ class Level(nn.Module):
     def __init__(self, widths: Sequence[int], dropout: float, upsample: bool = False) -> None:
         super().__init__()
         self.block = blocks(widths, dropout)
-        self.upsample_conv = _conv(widths[-1], widths[-1], bias=True) if upsample else None
+        self.upsample_conv = conv(widths[-1], widths[-1], bias=True) if upsample else None
 
     def forward(self, h: Tensor) -> Tensor:
         run = runner(self.checkpoints)
@@ -93,17 +95,16 @@ class MaskGitEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = level_widths(ch, ch_mult, norm_groups)
-        weights = sum(18 * width**2 for width in widths) * num_res_blocks
-        check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
+        check_blocks(ch, num_res_blocks, widths)
         self.resolution, self.num_resolutions = resolution, len(widths)
-        self.conv_in = _conv(in_channels, ch)
+        self.conv_in = conv(in_channels, ch)
         self.down = nn.ModuleList(
             Level([before] + [width] * num_res_blocks, dropout)
             for before, width in pairwise([ch, *widths])
         )
         self.mid = blocks([widths[-1]] * (num_res_blocks + 1), dropout)
         self.norm_out = Normalize(widths[-1])
-        self.conv_out = _conv(widths[-1], z_channels, 1, bias=True)
+        self.conv_out = conv(widths[-1], z_channels, 1, bias=True)
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,14 +141,14 @@ class MaskGitDecoder(nn.Module):
         self.resolution, self.num_resolutions = resolution, len(widths)
         lowest = resolution // 2 ** (len(widths) - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
-        self.conv_in = _conv(z_channels, widths[-1], bias=True)
+        self.conv_in = conv(z_channels, widths[-1], bias=True)
         self.mid = blocks([widths[-1]] * (num_res_blocks + 1), dropout)
         self.up = nn.ModuleList(  # from the highest resolution to the lowest
             Level([before] + [width] * num_res_blocks, dropout, upsample=i > 0)
             for i, (width, before) in enumerate(pairwise([*widths, widths[-1]]))
         )
         self.norm_out = Normalize(widths[0])
-        self.conv_out = _conv(widths[0], out_ch, bias=True)
+        self.conv_out = conv(widths[0], out_ch, bias=True)
         regroup(self, norm_groups)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taming.errors import UserError
+from taming.limits import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,17 @@ def own_multipliers(ch_mult: Sequence[int], own: Sequence[int] | None) -> Sequen
             "come back in their size only if they have as many"
         )
     return ch_mult if own is None else own
+
+
+def conv(in_channels: int, out_channels: int, size: int = 3, *, bias: bool = False) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
+
+
+def check_blocks(ch: int, num_res_blocks: int, widths: Sequence[int]) -> None:
+    """Refuse (`UserError`) levels whose blocks of two 3x3 convolutions would not fit in memory."""
+    weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
+    check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
 
 
 def regroup(network: nn.Module, groups: int) -> None:

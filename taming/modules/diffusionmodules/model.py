@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
-from taming.limits import check_memory
 from taming.modules.diffusionmodules import levels
 from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
 
@@ -239,8 +238,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths, anywhere = level_widths(ch, ch_mult, norm_groups), attends(attn_type)
-        weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
-        check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
+        levels.check_blocks(ch, num_res_blocks, widths)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
 
