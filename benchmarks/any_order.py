@@ -22,8 +22,6 @@ results/any_order-cpu.json after each seed, beside those of other seeds and step
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +40,7 @@ from taming.errors import command
 from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.metrics.small_classifier import SmallClassifier, train_small_classifier
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.program import train_apart
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
 from taming.sampling.completion import known_indices
 from taming.sampling.load import load_transformer
@@ -65,7 +64,6 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 SAMPLING = SampleSettings(top_p=0.95)  # as `make demo`
 COOL = SampleSettings(temperature=0.5)
-TIME = "????-??-??T??-??-??"  # before the names of runs
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,8 @@ class Options:
 
 def train(folder: Path, name: str, config: str, arguments: Sequence[str]) -> Path:
     """The folder of a run that is trained to its end; it goes on if it was stopped."""
-    done = folder / f"{name}.done"
-    runs = sorted(folder.glob(f"logs/{TIME}_{name}"))
-    if not done.exists():
-        line = [sys.executable, str(ROOT / "main.py"), "-t", "True"]
-        if runs and list(runs[-1].glob("checkpoints/last.ckpt")):
-            line += ["-r", str(runs[-1])]
-        else:
-            line += ["--base", str(ROOT / f"configs/{config}.yaml"), "-n", name]
-        subprocess.run([*line, *arguments], cwd=folder, check=True)
-        runs = sorted(folder.glob(f"logs/{TIME}_{name}"))
-        write_text(done, "")
-    return runs[-1]
+    start = ("--base", str(ROOT / f"configs/{config}.yaml"), "-n", name)
+    return train_apart(name, folder / "logs", start, arguments, folder)
 
 
 def models_of(folder: Path, seed: int, steps: int) -> dict[str, Net2NetTransformer]:
