@@ -23,7 +23,8 @@ from taming.devices import processor_name
 from taming.errors import UserError
 
 VARIABLE = "TAMING_KERNEL"
-TORCH, ONEDNN, PACKED = KERNELS = ("torch", "onednn", "packed")
+TORCH, ONEDNN, PACKED = KERNELS = ("torch", "onednn", "packed")  # of processors
+TRITON = "triton"  # of GPUs
 # Each way is run so many times, and no more than three times once the seconds are over.
 ROUNDS, LEAST_ROUNDS, SECONDS = 9, 3, 0.2
 # Another way than the default has to take less than this share of its time: for less, results that
@@ -46,7 +47,7 @@ def fastest(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
             build of torch may lack what one of them needs: one that raises is never chosen.
 
     Raises:
-        UserError: if the variable TAMING_KERNEL is none of `KERNELS`.
+        UserError: if the variable TAMING_KERNEL is no kernel.
     """
     name = named_kernel()
     if name in kernels:
@@ -59,8 +60,8 @@ def fastest(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
 def named_kernel() -> str:
     """The kernel that the environment asks for; empty if it leaves that open."""
     name = os.environ.get(VARIABLE, "")
-    if name and name not in KERNELS:
-        raise UserError(f"{VARIABLE} takes {', '.join(KERNELS)}, not '{name}'")
+    if name and name not in (*KERNELS, TRITON):
+        raise UserError(f"{VARIABLE} takes {', '.join((*KERNELS, TRITON))}, not '{name}'")
     return name
 
 

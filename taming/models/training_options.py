@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from taming.config_values import FilePath, Fraction
 from taming.errors import UserError
 from taming.modules import magvit2, maskgit
-from taming.modules.diffusionmodules.model import Level, Middle
+from taming.modules.diffusionmodules.model import Decoder, Encoder, Level, Middle
 from taming.modules.losses.base import FirstStageLoss
 from taming.modules.transformer.gpt import GPT
 
@@ -145,6 +145,8 @@ class TrainingWays(SharedWays):
             twice = isinstance(loss, FirstStageLoss) and loss.differentiates_twice
             for part in (*_blocks(model), *_networks_of_loss(model, discriminator=not twice)):
                 part.compile(dynamic=False)  # a graph for each of the few sizes
+            for end in (part for part in model.modules() if isinstance(part, Encoder | Decoder)):
+                end.activated = torch.compile(end.activated, dynamic=False)  # type: ignore[method-assign]
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
         """Lay the states that were resumed out in memory as the parameters are."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from taming.devices import dtype_name
 from taming.kernel_choice import KERNELS, ONEDNN, PACKED, TORCH, Ways, fastest, named_kernel
+from taming.modules.gpu_sampling import sampling_kernel_of_gpu
 from taming.modules.linear_kernels import (
     OneDNNLinear,
     SamplingLinear,
@@ -68,6 +69,8 @@ def sampling_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
 
     It is measured in tens of milliseconds, by the first process that needs it.
     """
+    if weight.device.type == "cuda":
+        return sampling_kernel_of_gpu(weight, dtype, rows)
     if not _is_open(weight, dtype) or torch.is_autocast_enabled("cpu"):
         return TORCH
     rows = _measured_rows(rows, MOST_ROWS_SAMPLED)

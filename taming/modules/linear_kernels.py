@@ -7,13 +7,14 @@ of x, and (out, in) the shape of a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taming.kernel_choice import PACKED, TORCH
+from taming.kernel_choice import PACKED, TORCH, TRITON
+from taming.modules.gpu_sampling import FEW_ROWS, is_real
 from taming.modules.packed_weight import (
     Packed,
     Quantized,
@@ -21,6 +22,8 @@ from taming.modules.packed_weight import (
     quantized,
     unpack_in_place,
 )
+
+Pair = tuple[Tensor, Tensor]
 
 # How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
 # ranges, the usual order is as fast or faster.
@@ -120,7 +123,45 @@ class Int8Linear(NamedTuple):
         return self(x).add_(other)
 
 
-SamplingLinear = TorchLinear | OneDNNLinear | Int8Linear
+class FewRowsLinear(NamedTuple):
+    """A linear layer on a GPU, by a kernel that takes what is before and after it along, where
+    there are few rows; else by torch, as in a prompt."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, norm: Pair | None = None) -> Tensor:
+        """Of `x` behind a LayerNorm with the gain and shift `norm`."""
+        if self._few(x):
+            return self._product(x, norm=norm)
+        return self.torch(_normed(x, norm))
+
+    def gelu(self, x: Tensor, norm: Pair | None = None) -> Tensor:
+        if self._few(x):
+            return self._product(x, norm=norm, gelu=True)
+        return self.torch.gelu(_normed(x, norm))
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self._product(x, other=other) if self._few(x) else self.torch.plus(x, other)
+
+    @property
+    def torch(self) -> TorchLinear:
+        return TorchLinear(self.weight, self.bias)
+
+    def _few(self, x: Tensor) -> bool:
+        return len(x) <= FEW_ROWS and is_real(x)
+
+    def _product(self, x: Tensor, **options: Any) -> Tensor:
+        from taming.modules.triton_kernels import few_rows
+
+        return few_rows(x, self.weight, self.bias, **options)
+
+
+def _normed(x: Tensor, norm: Pair | None) -> Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
+
+
+SamplingLinear = TorchLinear | OneDNNLinear | Int8Linear | FewRowsLinear
 
 
 def onednn_linear(
@@ -151,6 +192,8 @@ def sampling_linear(layers: Sequence[nn.Linear], dtype: torch.dtype, kernel: str
     weight = stacked_in_place(weights) if own else _stacked(weights, dtype)
     if kernel == PACKED:
         return OneDNNLinear(Packed(weight), bias)
+    if kernel == TRITON:
+        return FewRowsLinear(weight, bias)
     return TorchLinear(weight, bias) if kernel == TORCH else OneDNNLinear(weight, bias)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.modules.diffusionmodules import levels
+from taming.modules.diffusionmodules.group_norm import GroupNorm
 from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
 
 __getattr__ = published_names.served_by(__name__)
@@ -32,7 +33,7 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
     """Group normalization over 32 groups; `Encoder` and `Decoder` set `norm_groups` afterwards."""
-    return nn.GroupNorm(math.gcd(GROUPS, in_channels), in_channels, eps=1e-6, affine=True)
+    return GroupNorm(math.gcd(GROUPS, in_channels), in_channels, eps=1e-6, affine=True)
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -264,8 +265,12 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)  # (B, ch * ch_mult[-1], h, w)
-        latents: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        latents: Tensor = self.conv_out(self.activated(h))
         return latents
+
+    def activated(self, h: Tensor) -> Tensor:
+        """What the last convolution sees, from the features before it."""
+        return nonlinearity(self.norm_out(h))
 
 
 class Decoder(nn.Module):
@@ -324,5 +329,9 @@ class Decoder(nn.Module):
             h = level(h)
         if self.give_pre_end:
             return h  # (B, ch * ch_mult[0], H, W)
-        images: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        images: Tensor = self.conv_out(self.activated(h))
         return images
+
+    def activated(self, h: Tensor) -> Tensor:
+        """What the last convolution sees, from the features before it."""
+        return nonlinearity(self.norm_out(h))

@@ -7,13 +7,14 @@ twice; `token_choice` turns logits into tokens. Nothing waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
+from taming.modules.gpu_sampling import is_real, runs_triton
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment
@@ -76,6 +77,7 @@ class CachedDecoder:
         rows = torch.arange(max_length + 1, device=device).repeat(batch_size, 1)
         self._path = rows if config.target_positions else None  # (B, max_length + 1)
         self._recorded: Callable[[], Tensor] | None = None
+        self._attend = None if compiled else _attention_kernel(self._token, kernel)
         # What the classes of a batch change, in place, as graphs read it; nothing of most GPTs.
         self._modulations = self._weights.modulations(self._token)
 
@@ -178,6 +180,7 @@ class CachedDecoder:
             allowed,
             cache=self._cache,
             modulations=self._modulations,
+            kernel=self._attend,
         )
         if self._path is not None:
             read = self._path.index_select(1, self._position)
@@ -217,6 +220,15 @@ class CachedDecoder:
             return logits
 
         return replay
+
+
+def _attention_kernel(token: Tensor, kernel: str | None) -> Any:
+    """What `Segment.kernel` is where the tokens are, if there is one."""
+    if not is_real(token) or not runs_triton(token.device, kernel):
+        return None
+    from taming.modules.triton_kernels import attend_to_cache
+
+    return attend_to_cache
 
 
 def check_length(block_size: int, length: int) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
 from taming.modules.linear import sampling_kernel
-from taming.modules.linear_kernels import SamplingLinear, linear, sampling_linear
+from taming.modules.linear_kernels import FewRowsLinear, SamplingLinear, linear, sampling_linear
 from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
 from taming.modules.transformer.plain import is_plain
@@ -94,11 +94,10 @@ class Layer:
             rotation: (2, N, size / 2), see `variants.rotations`.
             change: shift and scale (N, C) that a class has.
         """
-        normed = normalize(x, self.ln1, self.norm)
-        normed = modulate(normed, *change) if change else normed
         if len(self.qkv) == 1:
-            qkv = self.qkv[0](normed).contiguous()
+            qkv = of_normed(self.qkv[0], x, self.ln1, self.norm, change).contiguous()
         else:
+            normed = normalized(x, self.ln1, self.norm, change)
             qkv = torch.cat([product(normed) for product in self.qkv], dim=-1)
         return qkv if rotation is None and not self.gains else self._placed(qkv, rotation)
 
@@ -118,10 +117,34 @@ class Layer:
         `change` (N, C) each: gate of the attention; shift, scale and gate of the perceptron.
         """
         x = (change[0] * self.proj(attended)).add_(x) if change else self.proj.plus(attended, x)
-        normed = normalize(x, self.ln2, self.norm)
-        normed = modulate(normed, *change[1:3]) if change else normed
-        hidden = swiglu(self.up(normed)) if self.gated else self.up.gelu(normed)  # (N, 4C)
+        hidden = of_normed(self.up, x, self.ln2, self.norm, change[1:3], gelu=not self.gated)
+        hidden = swiglu(hidden) if self.gated else hidden  # (N, 4C)
         return (change[3] * self.down(hidden)).add_(x) if change else self.down.plus(hidden, x)
+
+
+def normalized(
+    x: Tensor, norm: tuple[Tensor, ...], kind: NormKind, change: Sequence[Tensor]
+) -> Tensor:
+    """`x` (N, C) behind a normalization, with the shift and scale (N, C) of a class, if any."""
+    normed = normalize(x, norm, kind)
+    return modulate(normed, *change) if change else normed
+
+
+def of_normed(
+    product: SamplingLinear,
+    x: Tensor,
+    norm: tuple[Tensor, ...],
+    kind: NormKind,
+    change: Sequence[Tensor] = (),
+    *,
+    gelu: bool = False,
+) -> Tensor:
+    """A linear layer, and GELU, of `normalized` `x`; in one kernel where there is one for it."""
+    if isinstance(product, FewRowsLinear) and kind == "layer" and not change:
+        gain, shift = norm
+        return (product.gelu if gelu else product)(x, (gain, shift))
+    normed = normalized(x, norm, kind, change)
+    return product.gelu(normed) if gelu else product(normed)
 
 
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -195,10 +218,8 @@ class Weights:
             parts = zip(segments, split, strict=True)
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y), change[2:])
-        normed = normalize(x, self.ln_f, self.config.norm)
-        if changes:
-            normed = modulate(normed, *_last_tokens(changes[-1], segments).chunk(2, -1))
-        return self.head(normed).float()
+        change = _last_tokens(changes[-1], segments).chunk(2, -1) if changes else ()
+        return of_normed(self.head, x, self.ln_f, self.config.norm, change).float()
 
     def _embed(self, segment: Segment) -> Tensor:
         """Tokens with their positions: (B, T, C) + (T, C) -> (B * T, C)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -44,6 +44,9 @@ class Segment:
     cache: Tensor | None = None
     modulations: Sequence[Tensor] = ()
     path: tuple[Tensor, Tensor] | None = None  # int64 (B, T) each
+    # What attends from one token to the filled part of the cache, and adds the token to it: from
+    # `qkv`, the layer's cache and the position.
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     answers: int = 1  # of so many of each sequence's last tokens logits are wanted
     # Making a view costs as much as a small kernel, so those of all layers are made at once: keys,
     # then values (B, heads, seen, size) of each, and where the new ones go (2, B, heads, T, size).
@@ -74,6 +77,8 @@ class Segment:
 
         If `last`, only for each sequence's last tokens: (B * answers, C).
         """
+        if self.kernel is not None and self.cache is not None and isinstance(self.write, Tensor):
+            return self.kernel(qkv, self.cache[layer], self.write)
         batch, length = self.tokens.shape
         # (B * T, 3C) -> (B, T, 3, heads, size) -> (3, B, heads, T, size), without a copy
         split = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)

@@ -1,0 +1,51 @@
+"""Whether Triton's kernels are there for sampling on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from taming.kernel_choice import TORCH, TRITON, named_kernel
+
+log = logging.getLogger(__name__)
+
+FEW_ROWS = 4  # of products; with more, torch's are as fast
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def runs_triton(device: torch.device, kernel: str | None = None) -> bool:
+    """Whether there are Triton's kernels for a device, and no other `kernel` is asked for."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    if (kernel or named_kernel() or TRITON) != TRITON:
+        return False
+    return _works(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def is_real(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, not one that only pretends to be, or is traced."""
+    return x.is_cuda and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def sampling_kernel_of_gpu(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
+    """`TRITON` or `TORCH`, for the linear layers of a decoder of so many sequences."""
+    real = type(weight) in (Tensor, torch.nn.Parameter)
+    few = rows <= FEW_ROWS and dtype in DTYPES
+    return TRITON if real and few and runs_triton(weight.device) else TORCH
+
+
+@functools.cache
+def _works(index: int) -> bool:
+    """Triton needs a compiler of C, and a GPU that is not too old: one product tells."""
+    device = torch.device("cuda", index)
+    try:
+        from taming.modules.triton_kernels import few_rows
+
+        ones = torch.ones(2, 16, device=device)
+        return bool((few_rows(ones, ones) == 16).all())
+    except Exception as error:  # of many kinds: each leaves torch's kernels
+        log.warning("sampling goes on with torch's kernels, as Triton's do not run: %s", error)
+        return False

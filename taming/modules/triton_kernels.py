@@ -1,0 +1,209 @@
+"""Triton kernels for sampling: a few rows times a matrix, and the attention of one token.
+
+With few rows, a step of a transformer reads its weights and does little else: each linear layer is
+one pass over its weight that takes the normalization before it along, and what is added after it.
+Attention reads as much of the cache as is filled, which a recorded graph of torch's cannot, and
+adds the token's own keys and values to it.
+
+Import it where `taming.modules.gpu_sampling` says that it runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Norm = tuple[Tensor, Tensor]  # gain and shift of a LayerNorm, (in,) each
+
+TILE = 8192  # numbers of keys that a program of attention reads at once
+
+
+@triton.jit
+def _few_rows(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    gain_ptr,
+    shift_ptr,
+    other_ptr,
+    y_ptr,
+    epsilon,
+    ROWS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_OTHER: tl.constexpr,
+    GELU: tl.constexpr,
+    ROWS_2: tl.constexpr,
+    INPUTS_2: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """BLOCK_OUT columns of y (ROWS, OUTPUTS) from x (ROWS, INPUTS); those in _2 are powers of 2."""
+    rows = tl.arange(0, ROWS_2)
+    outputs = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    x_rows = x_ptr + rows[:, None] * INPUTS
+    is_row, is_output = rows < ROWS, outputs < OUTPUTS
+    weight_rows = weight_ptr + outputs.to(tl.int64)[:, None] * INPUTS
+    if HAS_NORM:  # every program computes the few means and deviations anew
+        every = tl.arange(0, INPUTS_2)
+        is_input = every < INPUTS
+        x = tl.load(x_rows + every[None], mask=is_row[:, None] & is_input[None], other=0.0)
+        mean = tl.sum(x.to(tl.float32), 1) / INPUTS
+        centered = tl.where(is_input[None], x.to(tl.float32) - mean[:, None], 0.0)
+        scale = 1 / tl.sqrt(tl.sum(centered * centered, 1) / INPUTS + epsilon)
+    products = tl.zeros((ROWS_2, BLOCK_OUT, BLOCK_IN), tl.float32)
+    for start in tl.static_range(0, INPUTS, BLOCK_IN):
+        inputs = start + tl.arange(0, BLOCK_IN)
+        is_input = inputs < INPUTS
+        here = is_output[:, None] & is_input[None]
+        weight = tl.load(weight_rows + inputs[None], mask=here, other=0.0)
+        x = tl.load(x_rows + inputs[None], mask=is_row[:, None] & is_input[None], other=0.0)
+        x = x.to(tl.float32)
+        if HAS_NORM:
+            gain = tl.load(gain_ptr + inputs, mask=is_input, other=0.0).to(tl.float32)
+            shift = tl.load(shift_ptr + inputs, mask=is_input, other=0.0).to(tl.float32)
+            x = (x - mean[:, None]) * scale[:, None] * gain[None] + shift[None]
+            x = x.to(weight.dtype).to(tl.float32)  # as if it had been written down
+        products += x[:, None, :] * weight.to(tl.float32)[None]
+    y = tl.sum(products, 2)  # (ROWS_2, BLOCK_OUT)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)[None]
+    if GELU:
+        y = 0.5 * y * (1 + tl.erf(y * 0.7071067811865476))
+    places = rows[:, None] * OUTPUTS + outputs[None]
+    written = is_row[:, None] & is_output[None]
+    if HAS_OTHER:
+        y += tl.load(other_ptr + places, mask=written, other=0.0).to(tl.float32)
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _attend_to_cache(
+    qkv_ptr,
+    cache_ptr,
+    position_ptr,
+    y_ptr,
+    scale,
+    values_after,
+    LENGTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_2: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One head of one sequence: softmax(q k) v over the cache up to `position`, and the new token.
+
+    The softmax is a running one, which starts from the new token's own key.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    sequence, head = program // HEADS, program % HEADS
+    position = tl.load(position_ptr)
+    channels = tl.arange(0, SIZE_2)
+    there = channels < SIZE
+    qkv = qkv_ptr + (3 * sequence * HEADS + head) * SIZE + channels
+    query = tl.load(qkv, mask=there, other=0.0).to(tl.float32) * scale
+    key = tl.load(qkv + HEADS * SIZE, mask=there, other=0.0)
+    value = tl.load(qkv + 2 * HEADS * SIZE, mask=there, other=0.0)
+    keys = cache_ptr + program * LENGTH * SIZE + channels  # of this head, a row each position
+    values = keys + values_after
+    tl.store(keys + position * SIZE, key, mask=there)
+    tl.store(values + position * SIZE, value, mask=there)
+    most = tl.sum(query * key.to(tl.float32), 0)
+    total = most * 0 + 1
+    mean = value.to(tl.float32)
+    for start in range(0, position, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        before = columns < position
+        seen = before[:, None] & there[None]
+        rows = columns[:, None] * SIZE
+        past_keys = tl.load(keys[None] + rows, mask=seen, other=0.0).to(tl.float32)
+        past_values = tl.load(values[None] + rows, mask=seen, other=0.0).to(tl.float32)
+        scores = tl.where(before, tl.sum(query[None] * past_keys, 1), float("-inf"))
+        larger = tl.maximum(most, tl.max(scores, 0))
+        shrink, weights = tl.exp(most - larger), tl.exp(scores - larger)
+        total = total * shrink + tl.sum(weights, 0)
+        mean = mean * shrink + tl.sum(weights[:, None] * past_values, 0)
+        most = larger
+    y = y_ptr + (sequence * HEADS + head) * SIZE + channels
+    tl.store(y, (mean / total).to(y_ptr.dtype.element_ty), mask=there)
+
+
+def few_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    epsilon: float = 1e-5,
+    other: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), summed up in float32.
+
+    Args:
+        norm: of a LayerNorm that `x` goes through first.
+        other: (N, out), added.
+        gelu: GELU of the product and its bias.
+    """
+    x, (rows, inputs), outputs = x.contiguous(), x.shape, len(weight)
+    y = x.new_empty(rows, outputs)
+    gain, shift = norm or (x, x)  # pointers that are not used have to be some
+    options = _few_rows_options(rows, inputs, outputs)
+    with _device_of(x):
+        _few_rows[(triton.cdiv(outputs, options["BLOCK_OUT"]),)](
+            *(x, weight, x if bias is None else bias, gain, shift),
+            *(x if other is None else other.contiguous(), y, epsilon),
+            ROWS=rows,
+            INPUTS=inputs,
+            OUTPUTS=outputs,
+            HAS_BIAS=bias is not None,
+            HAS_NORM=norm is not None,
+            HAS_OTHER=other is not None,
+            GELU=gelu,
+            ROWS_2=triton.next_power_of_2(rows),
+            INPUTS_2=triton.next_power_of_2(inputs),
+            **options,
+        )
+    return y
+
+
+def _few_rows_options(rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """The size of a program's part, and its warps."""
+    block_in = min(triton.next_power_of_2(inputs), 512)
+    return {"BLOCK_OUT": 8 if outputs > inputs else 4, "BLOCK_IN": block_in, "num_warps": 4}
+
+
+def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor, WARPS: int = 4) -> Tensor:
+    """Heads' outputs (B, C) of one new token a sequence, from its `qkv` (B, 3C).
+
+    Args:
+        cache: keys and values (2, >= B, heads, length, size), contiguous; the new ones are added at
+            `position`, int64 (1,), and those before it are read.
+    """
+    _, _, heads, length, size = cache.shape
+    batch = len(qkv)
+    y = qkv.new_empty(batch, heads * size)
+    size_2 = triton.next_power_of_2(size)
+    with _device_of(qkv):
+        _attend_to_cache[(batch * heads,)](
+            *(qkv.contiguous(), cache, position, y, size**-0.5, cache.stride(0)),
+            LENGTH=length,
+            HEADS=heads,
+            SIZE=size,
+            SIZE_2=size_2,
+            BLOCK=max(16, min(triton.next_power_of_2(length), TILE // size_2)),
+            num_warps=WARPS,
+        )
+    return y
+
+
+def _device_of(x: Tensor) -> Any:
+    """Triton starts kernels on the current device, whatever the tensors' is."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
