@@ -20,6 +20,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder, Level, Middl
 from taming.modules.losses.base import FirstStageLoss
 from taming.modules.transformer.gpt import GPT
 
+_GRAPHS = 64  # of one function, such as the blocks' `forward`, in any of the few sizes
 _SOFT_WEIGHT = 0.1  # of the published distilled model
 
 
@@ -138,6 +139,9 @@ class TrainingWays(SharedWays):
         for blocks in _blocks(model):
             blocks.checkpoints = self.checkpoint_activations
         if self.compile:
+            # By default, what follows the eighth block would be run without a graph.
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, _GRAPHS)
             # The adaptive weight takes gradients of two losses by one graph.
             torch._functorch.config.donated_buffer = False
             # The compiler makes no backward pass of a backward pass, of which a penalty needs one.

@@ -10,6 +10,7 @@ Import it where `taming.modules.gpu_sampling` says that it runs.
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 Norm = tuple[Tensor, Tensor]  # gain and shift of a LayerNorm, (in,) each
 
-TILE = 8192  # numbers of keys that a program of attention reads at once
+TILE = 16384  # numbers of keys that a program of attention reads at once
 
 
 @triton.jit
@@ -40,6 +42,7 @@ def _few_rows(
     HAS_NORM: tl.constexpr,
     HAS_OTHER: tl.constexpr,
     GELU: tl.constexpr,
+    EARLY: tl.constexpr,
     ROWS_2: tl.constexpr,
     INPUTS_2: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -51,6 +54,13 @@ def _few_rows(
     x_rows = x_ptr + rows[:, None] * INPUTS
     is_row, is_output = rows < ROWS, outputs < OUTPUTS
     weight_rows = weight_ptr + outputs.to(tl.int64)[:, None] * INPUTS
+    first = tl.arange(0, BLOCK_IN)
+    first_here = is_output[:, None] & (first < INPUTS)[None]
+    # Weights are what they are: they can be read while the kernel before computes x.
+    weight = tl.load(weight_rows + first[None], mask=first_here, other=0.0)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     if HAS_NORM:  # every program computes the few means and deviations anew
         every = tl.arange(0, INPUTS_2)
         is_input = every < INPUTS
@@ -62,8 +72,9 @@ def _few_rows(
     for start in tl.static_range(0, INPUTS, BLOCK_IN):
         inputs = start + tl.arange(0, BLOCK_IN)
         is_input = inputs < INPUTS
-        here = is_output[:, None] & is_input[None]
-        weight = tl.load(weight_rows + inputs[None], mask=here, other=0.0)
+        if start > 0:
+            here = is_output[:, None] & is_input[None]
+            weight = tl.load(weight_rows + inputs[None], mask=here, other=0.0)
         x = tl.load(x_rows + inputs[None], mask=is_row[:, None] & is_input[None], other=0.0)
         x = x.to(tl.float32)
         if HAS_NORM:
@@ -85,6 +96,13 @@ def _few_rows(
 
 
 @triton.jit
+def _read(rows_ptr, columns, position, there, SIZE: tl.constexpr):
+    """Rows (BLOCK, SIZE_2) of keys or values, 0 from `position` on."""
+    seen = (columns < position)[:, None] & there[None]
+    return tl.load(rows_ptr[None] + columns[:, None] * SIZE, mask=seen, other=0.0)
+
+
+@triton.jit
 def _attend_to_cache(
     qkv_ptr,
     cache_ptr,
@@ -95,6 +113,7 @@ def _attend_to_cache(
     LENGTH: tl.constexpr,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
+    EARLY: tl.constexpr,
     SIZE_2: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -107,29 +126,35 @@ def _attend_to_cache(
     position = tl.load(position_ptr)
     channels = tl.arange(0, SIZE_2)
     there = channels < SIZE
+    keys = cache_ptr + program * LENGTH * SIZE + channels  # of this head, a row each position
+    values = keys + values_after
+    # What earlier steps have kept can be read while the kernel before computes qkv.
+    first = tl.arange(0, BLOCK)
+    past_keys = _read(keys, first, position, there, SIZE)
+    past_values = _read(values, first, position, there, SIZE)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     qkv = qkv_ptr + (3 * sequence * HEADS + head) * SIZE + channels
     query = tl.load(qkv, mask=there, other=0.0).to(tl.float32) * scale
     key = tl.load(qkv + HEADS * SIZE, mask=there, other=0.0)
     value = tl.load(qkv + 2 * HEADS * SIZE, mask=there, other=0.0)
-    keys = cache_ptr + program * LENGTH * SIZE + channels  # of this head, a row each position
-    values = keys + values_after
     tl.store(keys + position * SIZE, key, mask=there)
     tl.store(values + position * SIZE, value, mask=there)
     most = tl.sum(query * key.to(tl.float32), 0)
     total = most * 0 + 1
     mean = value.to(tl.float32)
     for start in range(0, position, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        before = columns < position
-        seen = before[:, None] & there[None]
-        rows = columns[:, None] * SIZE
-        past_keys = tl.load(keys[None] + rows, mask=seen, other=0.0).to(tl.float32)
-        past_values = tl.load(values[None] + rows, mask=seen, other=0.0).to(tl.float32)
-        scores = tl.where(before, tl.sum(query[None] * past_keys, 1), float("-inf"))
+        columns = start + first
+        if start > 0:
+            past_keys = _read(keys, columns, position, there, SIZE)
+            past_values = _read(values, columns, position, there, SIZE)
+        scores = tl.sum(query[None] * past_keys.to(tl.float32), 1)
+        scores = tl.where(columns < position, scores, float("-inf"))
         larger = tl.maximum(most, tl.max(scores, 0))
         shrink, weights = tl.exp(most - larger), tl.exp(scores - larger)
         total = total * shrink + tl.sum(weights, 0)
-        mean = mean * shrink + tl.sum(weights[:, None] * past_values, 0)
+        mean = mean * shrink + tl.sum(weights[:, None] * past_values.to(tl.float32), 0)
         most = larger
     y = y_ptr + (sequence * HEADS + head) * SIZE + channels
     tl.store(y, (mean / total).to(y_ptr.dtype.element_ty), mask=there)
@@ -167,6 +192,7 @@ def few_rows(
             HAS_NORM=norm is not None,
             HAS_OTHER=other is not None,
             GELU=gelu,
+            **_starts_early(x.device),
             ROWS_2=triton.next_power_of_2(rows),
             INPUTS_2=triton.next_power_of_2(inputs),
             **options,
@@ -175,12 +201,12 @@ def few_rows(
 
 
 def _few_rows_options(rows: int, inputs: int, outputs: int) -> dict[str, Any]:
-    """The size of a program's part, and its warps."""
+    """The size of a program's part, and its warps; as measured on an H100."""
     block_in = min(triton.next_power_of_2(inputs), 512)
     return {"BLOCK_OUT": 8 if outputs > inputs else 4, "BLOCK_IN": block_in, "num_warps": 4}
 
 
-def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor, WARPS: int = 4) -> Tensor:
+def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor) -> Tensor:
     """Heads' outputs (B, C) of one new token a sequence, from its `qkv` (B, 3C).
 
     Args:
@@ -197,11 +223,26 @@ def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor, WARPS: int = 4
             LENGTH=length,
             HEADS=heads,
             SIZE=size,
+            **_starts_early(qkv.device),
             SIZE_2=size_2,
-            BLOCK=max(16, min(triton.next_power_of_2(length), TILE // size_2)),
-            num_warps=WARPS,
+            **_attention_options(batch * heads, length, size_2),
         )
     return y
+
+
+def _attention_options(programs: int, length: int, size: int) -> dict[str, Any]:
+    """Few programs read much at once, many little; as measured on an H100."""
+    few = programs < 1024
+    block = min(triton.next_power_of_2(length), (TILE if few else TILE // 8) // size)
+    return {"BLOCK": max(16, block), "num_warps": 8 if few else 1}
+
+
+@functools.cache
+def _starts_early(device: torch.device) -> dict[str, bool]:
+    """Whether a kernel may start while the one before it still runs (from Hopper on)."""
+    early = device.type == "cuda" and torch.version.hip is None
+    early = early and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
 
 
 def _device_of(x: Tensor) -> Any:
