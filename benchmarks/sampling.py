@@ -232,7 +232,7 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
     gpt = make_gpt(shape, shape.tokens, device)
     # Of their own, as an engine may pack the weights of its model.
     sampling_gpt = make_gpt(shape, shape.tokens, device).to(dtype)
-    for batch in [args.alone] if args.alone else shape.batches:
+    for batch in args.alone or shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
         candidates: dict[str, Callable[[], Any]] = {
             "engine": engine(sampling_gpt, prompt, dtype, args.compile)
@@ -340,7 +340,11 @@ def main() -> None:
         "--compile", action="store_true", help="torch.compile of the engine's steps"
     )
     parser.add_argument(
-        "--alone", type=int, metavar="BATCH", help="the engine's steps without baselines"
+        "--alone",
+        type=int,
+        nargs="+",
+        metavar="BATCH",
+        help="the engine's steps with batches of these sizes, without baselines",
     )
     parts = ("steps", "windows", "parallel")
     parser.add_argument("--only", choices=parts, help="measure one of the parts")

@@ -12,7 +12,7 @@ from taming.kernel_choice import TORCH, TRITON, named_kernel
 
 log = logging.getLogger(__name__)
 
-FEW_ROWS = 4  # of products; with more, torch's are as fast
+FEW_ROWS = 2  # of products; with more, torch's are as fast
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -22,6 +22,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 Norm = tuple[Tensor, Tensor]  # gain and shift of a LayerNorm, (in,) each
 
+# Outputs and inputs that a program of `few_rows` reads at once, and its warps, as measured on an
+# H100: of layers with no more outputs than inputs, with more, and with very many.
+PARTS = ((2, 2048, 4), (8, 512, 4), (8, 512, 4))
 TILE = 16384  # numbers of keys that a program of attention reads at once
 
 
@@ -201,9 +204,10 @@ def few_rows(
 
 
 def _few_rows_options(rows: int, inputs: int, outputs: int) -> dict[str, Any]:
-    """The size of a program's part, and its warps; as measured on an H100."""
-    block_in = min(triton.next_power_of_2(inputs), 512)
-    return {"BLOCK_OUT": 8 if outputs > inputs else 4, "BLOCK_IN": block_in, "num_warps": 4}
+    """The size of a program's part, and its warps; see `PARTS`."""
+    block_out, block_in, warps = PARTS[0 if outputs <= inputs else 2 if outputs > 8192 else 1]
+    block_in = min(triton.next_power_of_2(inputs), block_in)
+    return {"BLOCK_OUT": block_out, "BLOCK_IN": block_in, "num_warps": warps}
 
 
 def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor) -> Tensor:
