@@ -32,6 +32,7 @@ from taming.errors import UserError, command
 
 ROOT = Path(__file__).parents[1]
 CUDA = ("--device", "cuda")
+WRITTEN = "written to "  # before the name of a benchmark's result
 PASSED, FAILED, TIMED_OUT, SKIPPED = "passed", "FAILED", "OUT OF TIME", "passed before"
 
 
@@ -39,76 +40,84 @@ PASSED, FAILED, TIMED_OUT, SKIPPED = "passed", "FAILED", "OUT OF TIME", "passed 
 class Step:
     """A command that may take so many seconds.
 
-    `result` is the file in `benchmarks/results/` that it writes; `figures` are the places in it of
-    the numbers that the summary shows, with their units.
+    `figures` are the places of the numbers that the summary shows, with their units, in the file
+    that the command says it has written.
     """
 
     name: str
     words: Sequence[str]
     seconds: int
-    result: str | None = None
     figures: Mapping[str, Sequence[str]] | None = None
 
 
-def benchmark(name: str, words: str, seconds: int, result: str, **figures: str) -> Step:
+def benchmark(name: str, words: str, seconds: int, **figures: str) -> Step:
     """A step of `benchmarks/<script> --device cuda ...`; figures are written with slashes."""
     script, *options = words.split()
     places = {unit: place.split("/") for unit, place in figures.items()}
-    return Step(name, (f"benchmarks/{script}", *CUDA, *options), seconds, result, places)
+    return Step(name, (f"benchmarks/{script}", *CUDA, *options), seconds, places)
+
+
+def files_for_gpus(tests: Path = ROOT / "tests") -> list[str]:
+    """The tests that are marked so: others may import what is not installed beside a GPU."""
+    paths = (path for path in sorted(tests.rglob("test_*.py")))
+    marked = (path for path in paths if "pytest.mark.gpu" in path.read_text("utf-8"))
+    return [str(path.relative_to(tests.parent)) for path in marked]
 
 
 # The most valuable first. Together they take less than nine minutes.
 STEPS = (
-    Step("tests", ("-m", "pytest", "-m", "gpu", "-q", "--maxfail=20"), 125),
+    Step("tests", ("-m", "pytest", "-m", "gpu", "-q", "--maxfail=20", *files_for_gpus()), 100),
     benchmark(
-        "training steps",
-        "training.py --stage paper --batch_size 8 --fast --rounds 5 --no_memory",
-        90,
-        "training-paper-cuda.json",
+        "training, 1.4 billion parameters",
+        "throughput.py transformer --batch_size 80 --steps 4",
+        55,
+        images_per_s="images_per_second",
+        share_of_peak="share_of_peak",
+    ),
+    benchmark(
+        "sampling, 1.4 billion parameters",
+        "sampling.py --size gpu --precision bf16 --only steps --rounds 3 --alone 1 256",
+        50,
+        tokens_per_s_of_1="steps/batch 1/tokens_per_s/engine",
+        tokens_per_s_of_256="steps/batch 256/tokens_per_s/engine",
+    ),
+    benchmark(
+        "training, first stage",
+        "throughput.py first_stage --batch_size 64 --steps 5",
+        140,
+        images_per_s="images_per_second",
+        share_of_peak="share_of_peak",
+    ),
+    benchmark(
+        "training steps against the original's",
+        "training.py --stage paper --batch_size 8 --fast --rounds 3 --no_memory",
+        60,
         s_first_stage="first_stage/seconds/fast, reuse, bf16/median",
         s_transformer="transformer/seconds/ours, bf16/median",
     ),
     benchmark(
-        "sampling, 1.4 billion parameters",
-        "sampling.py --size gpu --precision bf16 --only steps --rounds 2",
-        80,
-        "sampling-gpu-bf16-cuda.json",
-        tokens_per_s="steps/batch 1/tokens_per_s/engine",
-    ),
-    benchmark(
-        "sampling, batches of 256",
-        "sampling.py --size gpu --precision bf16 --only steps --rounds 1 --alone 256",
-        50,
-        "sampling-gpu-bf16-alone-cuda.json",
-        tokens_per_s="steps/batch 256/tokens_per_s/engine",
-    ),
-    benchmark(
-        "steps on cached codes, 1.4 billion parameters",
-        "codes.py --config configs/cin_transformer.yaml --precision bf16 --batch_size 8 --rounds 3",
-        70,
-        "codes-cin_transformer-bf16-cuda.json",
+        "steps on cached codes",
+        "codes.py --precision bf16 --batch_size 16 --rounds 3",
+        30,
         s_codes="seconds/codes/median",
     ),
     benchmark(
         "first stage, encode and decode",
         "first_stage.py --dtype bf16 --batch_size 16 --rounds 5",
-        65,
-        "first_stage-bf16-cuda.json",
+        50,
         encoded_per_s="images_per_second/encode, compiled",
         decoded_per_s="images_per_second/decode, compiled",
     ),
     benchmark(
         "checkpoints",
         "saving.py --gigabytes 1 --rounds 2",
-        25,
-        "saving-cuda.json",
+        20,
         s_stopped="seconds/stopped_in_background/median",
     ),
     benchmark(
         "guidance",
         "guidance.py --guide vit --channels 128 --rounds 3",
-        25,
-        "guidance-vit-cuda.json",
+        20,
         times_the_plain_loop="ratio",
     ),
 )
@@ -122,6 +131,7 @@ class Outcome:
     state: str
     seconds: float
     figures: Mapping[str, float]
+    result: str | None = None  # the file that it has written, relative to the clone
 
 
 def code_version(root: Path = ROOT) -> str:
@@ -150,7 +160,7 @@ class Record:
         outcome = self.outcomes.get(step.name)
         if outcome is None or outcome.state != PASSED:
             return None
-        there = step.result is None or (self.path.parent / step.result).is_file()
+        there = outcome.result is None or (ROOT / outcome.result).is_file()
         return outcome if there else None
 
     def add(self, outcome: Outcome) -> None:
@@ -161,33 +171,39 @@ class Record:
             partial.write_text(json.dumps({**self.facts, "steps": rows}, indent=2) + "\n")
 
 
-def run(step: Step, results: Path) -> Outcome:
+def run(step: Step) -> Outcome:
     """Run a step, and show the end of what it printed."""
     print(f"== {step.name}: {' '.join(step.words)}", flush=True)
-    path, start = os.environ.get("PYTHONPATH"), time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), path)))}
-    environment["TQDM_DISABLE"] = "1"
+    start = time.monotonic()
+    state, lines = _run(step)
+    figures: dict[str, float] = {}
+    written = [line[len(WRITTEN) :] for line in lines if line.startswith(WRITTEN)]
+    result = os.path.relpath(written[-1], ROOT) if written else None
+    if state == PASSED and step.figures:
+        try:
+            figures = _figures(step.figures, result)
+        except (OSError, LookupError, ValueError) as error:
+            state = FAILED
+            lines.append(f"{result} is not what was expected: {error!r}")
+    print("\n".join(lines[-6 if state == PASSED else -60 :]), flush=True)
+    return Outcome(step.name, state, round(time.monotonic() - start, 1), figures, result)
+
+
+def _run(step: Step) -> tuple[str, list[str]]:
+    """How it ended, and the lines that it printed."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, *step.words],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that the processes that it starts end with it
         )
         state = _state_of(process, step.seconds)
         output.seek(0)
-        lines = output.read().splitlines()
-    figures: dict[str, float] = {}
-    if state == PASSED:
-        try:
-            figures = _figures(step, results)
-        except (OSError, LookupError, ValueError) as error:
-            state = FAILED
-            lines.append(f"{step.result} is not what was expected: {error!r}")
-    print("\n".join(lines[-6 if state == PASSED else -60 :]), flush=True)
-    return Outcome(step.name, state, round(time.monotonic() - start, 1), figures)
+        return state, output.read().splitlines()
 
 
 def _state_of(process: subprocess.Popen[Any], seconds: float) -> str:
@@ -201,10 +217,12 @@ def _state_of(process: subprocess.Popen[Any], seconds: float) -> str:
         process.wait()
 
 
-def _figures(step: Step, results: Path) -> dict[str, float]:
-    figures = {}
-    for unit, place in (step.figures or {}).items():
-        value: Any = json.loads((results / str(step.result)).read_text())
+def _figures(places: Mapping[str, Sequence[str]], result: str | None) -> dict[str, float]:
+    if result is None:
+        raise ValueError("nothing was written")
+    content, figures = json.loads((ROOT / result).read_text()), {}
+    for unit, place in places.items():
+        value: Any = content
         for key in place:
             value = value[key]
         figures[unit] = value
@@ -217,7 +235,7 @@ def run_all(steps: Sequence[Step], record: Record) -> list[Outcome]:
     for step in steps:
         before = record.passed(step)
         if before is None:
-            outcome = run(step, record.path.parent)
+            outcome = run(step)
             record.add(outcome)
         else:
             outcome = Outcome(step.name, SKIPPED, before.seconds, before.figures)

@@ -329,8 +329,13 @@ def print_row(name: str, row: dict[str, Any]) -> None:
     print(f"{name}: {figures}", flush=True)
 
 
-@command
-def main() -> None:
+def result_name(args: argparse.Namespace) -> str:
+    """Of the file with the figures."""
+    parts = ("alone" if args.alone else None, args.only)
+    return "-".join(filter(None, ("sampling", args.size, args.precision, *parts)))
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--device", default="auto")
@@ -349,7 +354,12 @@ def main() -> None:
     parts = ("steps", "windows", "parallel")
     parser.add_argument("--only", choices=parts, help="measure one of the parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
-    args = parser.parse_args()
+    return parser
+
+
+@command
+def main() -> None:
+    args = parser().parse_args()
     device = choose_device(args.device)
     shape, grid = SIZES[args.size]
     report: dict[str, Any] = {"precision": args.precision, "compiled": args.compile}
@@ -361,9 +371,7 @@ def main() -> None:
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     report["kernels"] = dict(choices)
     if not args.no_results:
-        name = f"sampling-{args.size}-{args.precision}{'-alone' if args.alone else ''}"
-        name += f"-{args.only}" if args.only else ""
-        path = write_results(name, device, report)
+        path = write_results(result_name(args), device, report)
         print(f"written to {path}")
 
 

@@ -25,7 +25,7 @@ Norm = tuple[Tensor, Tensor]  # gain and shift of a LayerNorm, (in,) each
 # Outputs and inputs that a program of `few_rows` reads at once, and its warps, as measured on an
 # H100: of layers with no more outputs than inputs, with more, and with very many.
 PARTS = ((2, 2048, 4), (8, 512, 4), (8, 512, 4))
-TILE = 16384  # numbers of keys that a program of attention reads at once
+TILES = (8192, 2048)  # keys that one program of attention reads at once: of few, and of many
 
 
 @triton.jit
@@ -237,7 +237,7 @@ def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor) -> Tensor:
 def _attention_options(programs: int, length: int, size: int) -> dict[str, Any]:
     """Few programs read much at once, many little; as measured on an H100."""
     few = programs < 1024
-    block = min(triton.next_power_of_2(length), (TILE if few else TILE // 8) // size)
+    block = min(triton.next_power_of_2(length), TILES[not few] // size)
     return {"BLOCK": max(16, block), "num_warps": 8 if few else 1}
 
 

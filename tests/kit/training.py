@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -44,15 +45,20 @@ SMALL_VQGAN = {
 }
 
 
-def noted_compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The modules that are compiled from now on, in order; they are not."""
-    compiled: list[nn.Module] = []
+def noted_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The modules and methods that are compiled from now on, in order; they are not."""
+    compiled: list[Any] = []
 
     def note(module: nn.Module, *, dynamic: bool) -> None:
         assert not dynamic
         compiled.append(module)
 
+    def note_method(method: Any, *, dynamic: bool) -> Any:
+        note(method, dynamic=dynamic)
+        return method
+
     monkeypatch.setattr(nn.Module, "compile", note)
+    monkeypatch.setattr(torch, "compile", note_method)
     return compiled
 
 

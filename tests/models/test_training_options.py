@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taming.models.training_options import TrainingWays
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.modules.diffusionmodules.model import Level, Middle
-from tests.kit.models import GAN_LOSS, cosine_config, first_stage_config
+from tests.kit.models import GAN_LOSS, cosine_config, ddconfig, first_stage_config
 from tests.kit.training import fit, noted_compilations
 
 IMAGES = torch.rand(8, 16, 16, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -182,10 +182,26 @@ def test_blocks_and_the_losses_networks_are_compiled(
     model = make(compile=True)
     trained(model, tmp_path, 1)
     blocks = [module for module in model.modules() if isinstance(module, Level | Middle)]
-    assert len(blocks) == 6 and {*blocks, model.discriminator} == set(compiled)
+    ends = [model.encoder.activated, model.decoder.activated]
+    assert len(blocks) == 6 and {*blocks, model.discriminator, *ends} == set(compiled)
     compiled.clear()
     trained(make(), tmp_path, 1)
     assert not compiled
+
+
+def test_no_block_is_left_out_of_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch compiles one function eight times at most, unless it is told otherwise."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: real(f, **{**options, "backend": "eager"})
+    )
+    widths = {"ch": 8, "norm_groups": 8, "ch_mult": [1, 2, 3, 4, 5]}
+    model = make(ddconfig={**ddconfig(), **widths}, compile=True)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+        model.ways.prepare(model)
+        model(IMAGES[:1].movedim(3, 1))
+    blocks = [module for module in model.modules() if isinstance(module, Level)]
+    assert len({str(block) for block in blocks}) > 8
 
 
 @pytest.mark.slow

@@ -44,11 +44,11 @@ def _conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
 
-def _doubled(x: Tensor) -> Tensor:
-    """Every pixel of `x` (B, C, H, W) four times: (B, C, 2H, 2W)."""
-    if not (torch.compiler.is_compiling() and x.is_cuda):
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    # The same numbers. Of interpolation the compiler makes a backward pass that adds one by one.
+def doubled(x: Tensor) -> Tensor:
+    """Every pixel of `x` (B, C, H, W) four times, (B, C, 2H, 2W), as it is compiled for GPUs.
+
+    Of nearest-neighbor interpolation the compiler makes a backward pass that adds one by one.
+    """
     rows = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
     return rows.flatten(4, 5).flatten(2, 3)
 
@@ -63,7 +63,10 @@ class Upsample(nn.Module):
             self.conv = _conv3x3(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _doubled(x)  # (B, C, 2H, 2W)
+        if torch.compiler.is_compiling() and x.is_cuda:
+            x = doubled(x)  # (B, C, 2H, 2W)
+        else:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         out: Tensor = self.conv(x) if self.with_conv else x
         return out
 
