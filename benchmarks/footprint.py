@@ -10,6 +10,7 @@ that it would take; what is alive at the same time is added up.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -39,7 +40,7 @@ DOCUMENT = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- benchmarks/footprint.py -->", "<!-- end -->"
 GPT_CONFIG = "transformer_config"  # what a transformer's params have
 PEAK = 989e12  # of an H100 SXM, dense bf16, by its data sheet
-UTILIZATION = {"first stage": 0.39, "transformer": 0.45}  # goals, not measured
+MEASURED = {"first stage": "throughput-first_stage", "transformer": "throughput-transformer"}
 
 
 def _attention_flop(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -183,8 +184,16 @@ class Footprint:
 
     @property
     def hours(self) -> float:
-        """H100-hours for a million images."""
-        return 1e6 * self.flop / (PEAK * UTILIZATION[self.kind]) / 3600
+        """H100-hours for a million images, at the share of its peak that was measured."""
+        return 1e6 * self.flop / (PEAK * utilization(self.kind)) / 3600
+
+
+@functools.cache
+def utilization(kind: str) -> float:
+    """The share of its peak that an H100 reached in training, by the committed results."""
+    path = ROOT / "benchmarks" / "results" / f"{MEASURED[kind]}-cuda.json"
+    share: float = json.loads(path.read_text())["share_of_peak"]
+    return share
 
 
 def network_of(path: Path) -> dict[str, Any]:

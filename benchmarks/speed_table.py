@@ -102,7 +102,36 @@ def loading() -> str:
 
 
 def table() -> str:
-    return "\n".join([HEADER, sampling(), *training(), evaluation(), loading()])
+    ratios = "\n".join([HEADER, sampling(), *training(), evaluation(), loading()])
+    return f"{ratios}\n\n{on_gpu()}"
+
+
+def on_gpu() -> str:
+    """Rates of the largest models, which have nothing beside them that they are compared to."""
+    first, second = (read(f"throughput-{model}-cuda") for model in ("first_stage", "transformer"))
+    sampled = read("sampling-gpu-bf16-alone-steps-cuda")["steps"]
+    shape = sampled["shape"]
+    engine = {n: sampled[f"batch {n}"]["seconds"]["engine"]["median"] for n in (1, 256)}
+    what = f"sampling with the latter, {shape['tokens']} codes: batch 1, 256"
+    lines = [
+        f"| {machine(first)} | images a second | of what it can compute |\n|---|---|---|",
+        f"| training of a VQGAN, f16 at full size with LPIPS, 256 x 256, batch "
+        f"{first['batch_size']}: bf16 with `compile`, `channels_last`, `fused_optimizer`, "
+        f"`reuse_reconstruction` | {_rate(first)} | {_share(first)} |",
+        f"| training of the class-conditional transformer of 1.4 billion parameters on cached "
+        f"codes, batch {second['batch_size']}: bf16 with `compile`, `fused_optimizer` "
+        f"| {_rate(second)} | {_share(second)} |",
+        f"| {what}, bf16 | {1 / engine[1]:.2f}, {256 / engine[256]:.0f} | |",
+    ]
+    return "\n".join(lines)
+
+
+def _rate(facts: dict[str, Any]) -> str:
+    return f"{facts['images_per_second']:.0f}"
+
+
+def _share(facts: dict[str, Any]) -> str:
+    return f"{facts['share_of_peak']:.0%}"
 
 
 def main() -> None:

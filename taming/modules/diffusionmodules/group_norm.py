@@ -1,4 +1,4 @@
-"""Group normalization, as a compiler for GPUs likes it."""
+"""Group normalization, written otherwise where it is compiled for GPUs."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.modules.diffusionmodules import levels
 from taming.modules.diffusionmodules.group_norm import GroupNorm
 from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
+from taming.modules.diffusionmodules.resampling import Downsample, Upsample
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -42,50 +43,6 @@ def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 def _conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=1)
-
-
-def doubled(x: Tensor) -> Tensor:
-    """Every pixel of `x` (B, C, H, W) four times, (B, C, 2H, 2W), as it is compiled for GPUs.
-
-    Of nearest-neighbor interpolation the compiler makes a backward pass that adds one by one.
-    """
-    rows = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return rows.flatten(4, 5).flatten(2, 3)
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbor x2, then (optionally) a 3x3 convolution."""
-
-    def __init__(self, in_channels: int, with_conv: bool) -> None:
-        super().__init__()
-        self.with_conv = with_conv
-        if with_conv:
-            self.conv = _conv3x3(in_channels, in_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.is_cuda:
-            x = doubled(x)  # (B, C, 2H, 2W)
-        else:
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        out: Tensor = self.conv(x) if self.with_conv else x
-        return out
-
-
-class Downsample(nn.Module):
-    """Halve height and width: by a 3x3 convolution of stride 2, or by averaging."""
-
-    def __init__(self, in_channels: int, with_conv: bool) -> None:
-        super().__init__()
-        self.with_conv = with_conv
-        if with_conv:
-            self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.with_conv:
-            return F.avg_pool2d(x, kernel_size=2)
-        # Padding on the right and bottom alone is what published weights were trained with.
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
-        return out
 
 
 class ResnetBlock(nn.Module):
@@ -225,7 +182,17 @@ class Middle(nn.Module):
         return h
 
 
-class Encoder(nn.Module):
+class _Ended(nn.Module):
+    """A network that ends with a normalization `norm_out`, swish and a convolution."""
+
+    norm_out: nn.GroupNorm
+
+    def activated(self, h: Tensor) -> Tensor:
+        """What the last convolution sees, from the features before it."""
+        return nonlinearity(self.norm_out(h))
+
+
+class Encoder(_Ended):
     """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w] (twice that if `double_z`).
 
     Takes a whole ddconfig; keys it does not know (the decoder's, other forks') are ignored.
@@ -280,12 +247,8 @@ class Encoder(nn.Module):
         latents: Tensor = self.conv_out(self.activated(h))
         return latents
 
-    def activated(self, h: Tensor) -> Tensor:
-        """What the last convolution sees, from the features before it."""
-        return nonlinearity(self.norm_out(h))
 
-
-class Decoder(nn.Module):
+class Decoder(_Ended):
     """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
 
     `give_pre_end` returns features before the last normalization. `z_shape` is that of a latent at
@@ -343,7 +306,3 @@ class Decoder(nn.Module):
             return h  # (B, ch * ch_mult[0], H, W)
         images: Tensor = self.conv_out(self.activated(h))
         return images
-
-    def activated(self, h: Tensor) -> Tensor:
-        """What the last convolution sees, from the features before it."""
-        return nonlinearity(self.norm_out(h))

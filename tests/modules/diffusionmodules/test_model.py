@@ -16,9 +16,9 @@ from taming.modules.diffusionmodules.model import (
     Normalize,
     ResnetBlock,
     Upsample,
-    doubled,
     nonlinearity,
 )
+from taming.modules.diffusionmodules.resampling import doubled
 from tests.support import assert_close, defaults, fill_by_name, load_golden
 
 SMALL = {
