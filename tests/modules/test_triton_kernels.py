@@ -118,6 +118,7 @@ def test_where_triton_does_not_run_torch_does(
 ) -> None:
     assert not runs_triton(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setitem(sys.modules, NAME, None)  # an import of it fails
     gpu_sampling._works.cache_clear()
     gpu = torch.device("cuda", 7)
