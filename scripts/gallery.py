@@ -78,7 +78,7 @@ class Workshop:
     @cached_property
     def landscapes(self) -> Path:
         """The rendered landscapes."""
-        folder, counts = self.work / LANDSCAPES, ("1200", "96")
+        folder, counts = self.work / LANDSCAPES, ("2000", "96")
         if self.options.small:
             counts = ("16", "8")
         if not (folder / "palette.txt").is_file():  # which is written last
@@ -95,12 +95,14 @@ class Workshop:
         return folder
 
     @cached_property
-    def precision(self) -> tuple[str, str]:
-        """Mixed precision where the processor multiplies it, or a GPU does."""
-        if self.options.precision != "auto":
-            return "--precision", self.options.precision
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        return "--precision", "bf16-mixed" if fast else "32"
+    def hardware(self) -> tuple[str, ...]:
+        """Flags of training: the GPU, if there is one, and mixed precision where it is fast."""
+        gpu = torch.cuda.is_available()
+        fast = gpu or torch.cpu._is_avx512_bf16_supported()
+        precision = self.options.precision
+        if precision == "auto":
+            precision = "bf16-mixed" if fast else "32"
+        return ("--precision", precision, *(("--gpus", "0,") if gpu else ()))
 
     def trained(self, name: str, *overrides: str) -> str:
         """The run of the config gallery/`name`, trained to its end; relative to `work`."""
@@ -110,7 +112,7 @@ class Workshop:
 
     def _train(self, name: str, overrides: tuple[str, ...]) -> str:
         small = ("--max_steps", str(SMALL_STEPS)) if self.options.small else ()
-        flags = (*self.precision, "--enable_progress_bar", "false", *small)
+        flags = (*self.hardware, "--enable_progress_bar", "false", *small)
         start = ("--base", f"gallery/{name}", "--seed", str(self.options.seed), *overrides)
         run = train_apart(name, self.work / "logs", start, flags, self.work)
         return f"logs/{run.name}"
@@ -223,8 +225,9 @@ def of_drawing(shop: Workshop) -> list[Image.Image]:
 
 def of_photographs(shop: Workshop) -> Image.Image:
     """Parts of photographs, and what codes of them decode to."""
-    assert shop.photographs
-    run, out = shop.trained("photographs_vqgan"), "samples/photographs"
+    assert shop.landscapes and shop.photographs
+    start = f"model.params.ckpt_path={shop.trained('vqgan')}"
+    run, out = shop.trained("photographs_vqgan", start), "samples/photographs"
     shop.run(["reconstruct", "-r", run, "data/photographs/shown", "--outdir", out])
     rows = [
         [cell_of(shop.photographs / "shown" / path.name), cell_of(path)]
