@@ -9,6 +9,7 @@ again, and an interrupted training goes on, when the command is repeated. `make 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,6 +157,29 @@ def of_landscapes(shop: Workshop) -> Image.Image:
     return grid(shown, PLACES, side=128)
 
 
+def of_reconstructions(shop: Workshop) -> Image.Image:
+    """The first landscape of validation of each place, and what its codes decode to."""
+    folder = shop.work / "data/reconstructed"
+    folder.mkdir(exist_ok=True, parents=True)
+    for place in PLACES:
+        image = min((shop.landscapes / "images/val" / place).glob("*.png"))
+        shutil.copyfile(image, folder / f"{place}.png")
+    return of_decoded(shop, shop.trained("vqgan"), folder)
+
+
+def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Image.Image:
+    """The images of a folder in rows of so many, and below each what a first stage makes of it."""
+    out = f"samples/{folder.name}"
+    shop.run(["reconstruct", "-r", run, str(folder.relative_to(shop.work)), "--outdir", out])
+    pairs = [(folder / path.name, path) for path in sorted((shop.work / out).glob("*/*.png"))]
+    rows = [
+        [cell_of(pair[made]) for pair in pairs[first : first + columns]]
+        for first in range(0, len(pairs), columns)
+        for made in (0, 1)
+    ]
+    return grid(rows)
+
+
 def of_map(shop: Workshop, kind: str) -> Image.Image:
     """Maps of validation, what the model makes of them, and what they are maps of."""
     run = shop.transformer(kind, kind)
@@ -225,15 +249,10 @@ def of_drawing(shop: Workshop) -> list[Image.Image]:
 
 def of_photographs(shop: Workshop) -> Image.Image:
     """Parts of photographs, and what codes of them decode to."""
-    assert shop.landscapes and shop.photographs
+    assert shop.landscapes
+    shown = shop.photographs / "shown"
     start = f"model.params.ckpt_path={shop.trained('vqgan')}"
-    run, out = shop.trained("photographs_vqgan", start), "samples/photographs"
-    shop.run(["reconstruct", "-r", run, "data/photographs/shown", "--outdir", out])
-    rows = [
-        [cell_of(shop.photographs / "shown" / path.name), cell_of(path)]
-        for path in sorted((shop.work / out).glob("*/*.png"))
-    ]
-    return grid(list(zip(*rows, strict=True)), side=224)
+    return of_decoded(shop, shop.trained("photographs_vqgan", start), shown)
 
 
 @torch.no_grad()
@@ -272,6 +291,7 @@ def cell_of(path: Path) -> Cell:
 
 PICTURES: dict[str, Callable[[Workshop], Image.Image | list[Image.Image]]] = {
     "landscapes": of_landscapes,
+    "reconstructions": of_reconstructions,
     "photographs": of_photographs,
     "classes": of_classes,
     "drawing": of_drawing,
