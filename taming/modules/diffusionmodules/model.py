@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.modules.diffusionmodules import levels
-from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
+from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, runner
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -234,6 +234,7 @@ class Encoder(nn.Module):
         double_z: bool = True,
         attn_type: str = "vanilla",
         norm_groups: Count = GROUPS,
+        initial_weights: levels.InitialWeights = "torch",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -257,7 +258,7 @@ class Encoder(nn.Module):
         self.mid = Middle(widths[-1], dropout, anywhere)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
-        regroup(self, norm_groups)
+        levels.finish(self, norm_groups, initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
@@ -295,6 +296,7 @@ class Decoder(nn.Module):
         give_pre_end: bool = False,
         attn_type: str = "vanilla",
         norm_groups: Count = GROUPS,
+        initial_weights: levels.InitialWeights = "torch",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -314,7 +316,7 @@ class Decoder(nn.Module):
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)
-        regroup(self, norm_groups)
+        levels.finish(self, norm_groups, initial_weights)
 
     def forward(self, z: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
