@@ -9,6 +9,7 @@ again, and an interrupted training goes on, when the command is repeated. `make 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,7 +79,7 @@ class Workshop:
     @cached_property
     def landscapes(self) -> Path:
         """The rendered landscapes."""
-        folder, counts = self.work / LANDSCAPES, ("1200", "96")
+        folder, counts = self.work / LANDSCAPES, ("2000", "96")
         if self.options.small:
             counts = ("16", "8")
         if not (folder / "palette.txt").is_file():  # which is written last
@@ -95,12 +96,14 @@ class Workshop:
         return folder
 
     @cached_property
-    def precision(self) -> tuple[str, str]:
-        """Mixed precision where the processor multiplies it, or a GPU does."""
-        if self.options.precision != "auto":
-            return "--precision", self.options.precision
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        return "--precision", "bf16-mixed" if fast else "32"
+    def hardware(self) -> tuple[str, ...]:
+        """Flags of training: the GPU, if there is one, and mixed precision where it is fast."""
+        gpu = torch.cuda.is_available()
+        fast = gpu or torch.cpu._is_avx512_bf16_supported()
+        precision = self.options.precision
+        if precision == "auto":
+            precision = "bf16-mixed" if fast else "32"
+        return ("--precision", precision, *(("--gpus", "0,") if gpu else ()))
 
     def trained(self, name: str, *overrides: str) -> str:
         """The run of the config gallery/`name`, trained to its end; relative to `work`."""
@@ -110,7 +113,7 @@ class Workshop:
 
     def _train(self, name: str, overrides: tuple[str, ...]) -> str:
         small = ("--max_steps", str(SMALL_STEPS)) if self.options.small else ()
-        flags = (*self.precision, "--enable_progress_bar", "false", *small)
+        flags = (*self.hardware, "--enable_progress_bar", "false", *small)
         start = ("--base", f"gallery/{name}", "--seed", str(self.options.seed), *overrides)
         run = train_apart(name, self.work / "logs", start, flags, self.work)
         return f"logs/{run.name}"
@@ -152,6 +155,29 @@ def of_landscapes(shop: Workshop) -> Image.Image:
         [cell_of_depth(shop.landscapes, name) for name in names],
     ]
     return grid(shown, PLACES, side=128)
+
+
+def of_reconstructions(shop: Workshop) -> Image.Image:
+    """The first landscape of validation of each place, and what its codes decode to."""
+    folder = shop.work / "data/reconstructed"
+    folder.mkdir(exist_ok=True, parents=True)
+    for place in PLACES:
+        image = min((shop.landscapes / "images/val" / place).glob("*.png"))
+        shutil.copyfile(image, folder / f"{place}.png")
+    return of_decoded(shop, shop.trained("vqgan"), folder)
+
+
+def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Image.Image:
+    """The images of a folder in rows of so many, and below each what a first stage makes of it."""
+    out = f"samples/{folder.name}"
+    shop.run(["reconstruct", "-r", run, str(folder.relative_to(shop.work)), "--outdir", out])
+    pairs = [(folder / path.name, path) for path in sorted((shop.work / out).glob("*/*.png"))]
+    rows = [
+        [cell_of(pair[made]) for pair in pairs[first : first + columns]]
+        for first in range(0, len(pairs), columns)
+        for made in (0, 1)
+    ]
+    return grid(rows)
 
 
 def of_map(shop: Workshop, kind: str) -> Image.Image:
@@ -223,14 +249,10 @@ def of_drawing(shop: Workshop) -> list[Image.Image]:
 
 def of_photographs(shop: Workshop) -> Image.Image:
     """Parts of photographs, and what codes of them decode to."""
-    assert shop.photographs
-    run, out = shop.trained("photographs_vqgan"), "samples/photographs"
-    shop.run(["reconstruct", "-r", run, "data/photographs/shown", "--outdir", out])
-    rows = [
-        [cell_of(shop.photographs / "shown" / path.name), cell_of(path)]
-        for path in sorted((shop.work / out).glob("*/*.png"))
-    ]
-    return grid(list(zip(*rows, strict=True)), side=224)
+    assert shop.landscapes
+    shown = shop.photographs / "shown"
+    start = f"model.params.ckpt_path={shop.trained('vqgan')}"
+    return of_decoded(shop, shop.trained("photographs_vqgan", start), shown)
 
 
 @torch.no_grad()
@@ -269,6 +291,7 @@ def cell_of(path: Path) -> Cell:
 
 PICTURES: dict[str, Callable[[Workshop], Image.Image | list[Image.Image]]] = {
     "landscapes": of_landscapes,
+    "reconstructions": of_reconstructions,
     "photographs": of_photographs,
     "classes": of_classes,
     "drawing": of_drawing,

@@ -20,7 +20,7 @@ from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.modules.diffusionmodules import levels
 from taming.modules.diffusionmodules.group_norm import GroupNorm
-from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
+from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, runner
 from taming.modules.diffusionmodules.resampling import Downsample, Upsample
 
 __getattr__ = published_names.served_by(__name__)
@@ -214,6 +214,7 @@ class Encoder(_Ended):
         double_z: bool = True,
         attn_type: str = "vanilla",
         norm_groups: Count = GROUPS,
+        initial_weights: levels.InitialWeights = "torch",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -237,7 +238,7 @@ class Encoder(_Ended):
         self.mid = Middle(widths[-1], dropout, anywhere)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
-        regroup(self, norm_groups)
+        levels.finish(self, norm_groups, initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
@@ -275,6 +276,7 @@ class Decoder(_Ended):
         give_pre_end: bool = False,
         attn_type: str = "vanilla",
         norm_groups: Count = GROUPS,
+        initial_weights: levels.InitialWeights = "torch",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -294,7 +296,7 @@ class Decoder(_Ended):
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)
-        regroup(self, norm_groups)
+        levels.finish(self, norm_groups, initial_weights)
 
     def forward(self, z: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():

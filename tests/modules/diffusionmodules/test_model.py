@@ -173,7 +173,7 @@ def test_residual_block_options():
 
 def test_published_defaults():
     common = {"ch_mult": (1, 2, 4, 8), "dropout": 0, "resamp_with_conv": True}
-    common |= {"attn_type": "vanilla", "norm_groups": 32}
+    common |= {"attn_type": "vanilla", "norm_groups": 32, "initial_weights": "torch"}
     assert defaults(Encoder) == {**common, "double_z": True}
     assert defaults(Decoder) == {**common, "decoder_ch_mult": None, "give_pre_end": False}
 
@@ -207,6 +207,21 @@ def test_fewer_groups_keep_how_bright_an_image_is() -> None:
     assert made[8].state_dict().keys() == made[32].state_dict().keys()
     with pytest.raises(UserError, match="cannot split into 24"):
         Decoder(**sizes, norm_groups=24)
+
+
+@pytest.mark.parametrize(("initial", "variance"), [("torch", 1 / 3), ("lecun", 1.0)])
+def test_initial_weights_by_their_variance(initial: str, variance: float) -> None:
+    """Times the fan-in; only convolutions are drawn, and the weights are the same ones."""
+    torch.manual_seed(0)
+    for kind in (Encoder, Decoder):
+        network = kind(**SMALL, initial_weights=initial)
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        drawn = [m.weight * m.weight[0].numel() ** 0.5 for m in convolutions]
+        assert torch.cat([w.flatten() for w in drawn]).var().item() == pytest.approx(
+            variance, rel=0.02
+        )
+        assert (network.norm_out.weight == 1).all()
+        assert network.state_dict().keys() == kind(**SMALL).state_dict().keys()
 
 
 def test_widths_that_32_does_not_divide() -> None:
