@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,17 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
+written = cache(ast.unparse)
 
 
 # ---------------------------------------------------------------------- who imports whom
@@ -98,7 +108,7 @@ ALLOWED = {
 
 def imported_names(path: Path) -> Iterator[str]:
     """Dotted names of all imports: at the top, in functions, and those for type hints."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -165,7 +175,7 @@ def test_circles_are_noticed() -> None:
 
 
 def is_call(node: ast.AST, *names: str) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    return isinstance(node, ast.Call) and written(node.func) in names
 
 
 def moves_a_file(node: ast.AST) -> bool:
@@ -186,12 +196,12 @@ def scales_pixels(node: ast.AST) -> bool:
 
 
 def makes_a_page(node: ast.AST) -> bool:
-    return is_call(node, "Image.new") and ast.unparse(node).startswith("Image.new('RGB'")
+    return is_call(node, "Image.new") and written(node).startswith("Image.new('RGB'")
 
 
 def makes_a_parser_class(node: ast.AST) -> bool:
     return isinstance(node, ast.ClassDef) and any(
-        ast.unparse(base).endswith("ArgumentParser") for base in node.bases
+        written(base).endswith("ArgumentParser") for base in node.bases
     )
 
 
@@ -205,7 +215,7 @@ def talks_to_processes(node: ast.AST) -> bool:
         return any(alias.name.startswith("torch.distributed") for alias in node.names)
     if isinstance(node, ast.ImportFrom):
         return f"{node.module}.".startswith("torch.distributed.")
-    return isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+    return isinstance(node, ast.Attribute) and written(node) == "torch.distributed"
 
 
 LIGHTNING = {
@@ -224,7 +234,7 @@ def reaches_into_lightning(node: ast.AST) -> bool:
         return node.value in LIGHTNING
     return isinstance(node, ast.Attribute) and (
         node.attr in LIGHTNING
-        or (node.attr.startswith("_") and ast.unparse(node.value).split(".")[-1] == "trainer")
+        or (node.attr.startswith("_") and written(node.value).split(".")[-1] == "trainer")
     )
 
 
@@ -261,12 +271,12 @@ def test_each_thing_has_one_home(home: str) -> None:
         f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
         for path in SOURCES
         if name_of(path) not in allowed
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if is_done(node)
     }
     assert not places
     for path in allowed:  # an exception that is not needed any more goes
-        assert any(map(is_done, ast.walk(tree_of(ROOT / path)))), path
+        assert any(map(is_done, nodes_of(ROOT / path))), path
 
 
 @pytest.mark.parametrize(
@@ -296,23 +306,23 @@ def test_second_homes_are_noticed(home: str, source: str) -> None:
 
 def test_no_call_has_more_than_five_positional_arguments() -> None:
     calls = [
-        f"{name_of(path)}:{node.lineno}: {ast.unparse(node.func)}"
+        f"{name_of(path)}:{node.lineno}: {written(node.func)}"
         for path in SOURCES
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.Call) and len(node.args) > 5
     ]
     assert calls == []
 
 
 def test_few_models_of_any_type_and_few_looks_for_attributes() -> None:
-    nodes = [(name_of(path), node) for path in PACKAGE for node in ast.walk(tree_of(path))]
+    nodes = [(name_of(path), node) for path in PACKAGE for node in nodes_of(path)]
     models = [
         f"{path}:{node.lineno}"
         for path, node in nodes
         if isinstance(node, ast.arg)
         and node.arg == "model"
         and node.annotation is not None
-        and ast.unparse(node.annotation) == "Any"
+        and written(node.annotation) == "Any"
     ]
     assert len(models) <= 15, models
     looks = [f"{path}:{node.lineno}" for path, node in nodes if is_call(node, "hasattr", "getattr")]  # type: ignore[attr-defined]
@@ -323,7 +333,7 @@ def test_few_models_of_any_type_and_few_looks_for_attributes() -> None:
 def test_files_say_what_they_are_for_and_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 330
-    assert ast.get_docstring(ast.parse(text)) or not text.strip()
+    assert ast.get_docstring(tree_of(path)) or not text.strip()
 
 
 # ---------------------------------------------------------------------- words

@@ -58,6 +58,9 @@ def shrink(config: DictConfig) -> DictConfig:
             set_if_there(node, z_channels=32)
             side = node.get("resolution", 0)  # of a network between levels: none
             set_if_there(node, resolution=max(SIZE, side * SIZE // 256))
+            if side >= 256:  # attention stays in the level that it is in
+                attended = [r * SIZE // 256 for r in node.get("attn_resolutions", [])]
+                set_if_there(node, attn_resolutions=attended)
         if "n_layer" in node:
             set_if_there(node, n_layer=1, n_head=2, n_embd=16)
         if "disc_start" in node:
@@ -169,7 +172,7 @@ def test_a_transformer_of_crops_samples_whole_images_by_sliding_its_window(
     monkeypatch.setenv("XDG_CACHE_HOME", str(examples / "cache"))
     splits = [f"data.params.{split}.params.config.crop_size={SIZE}" for split in SPLITS]
     network = "model.params.first_stage_config.params.ddconfig"  # as of a run
-    own = [f"{network}.resolution={SIZE}", f"{network}.attn_resolutions=[{SIZE // 2}]"]
+    own = [f"{network}.resolution={SIZE}", f"{network}.attn_resolutions=[{SIZE // 16}]"]
     overrides = [*splits, *own, "model.params.transformer_config.params.block_size=4"]
     main(["--base", prepare("cin512_transformer", tmp_path), "-t", "True", *overrides])
     [run] = tmp_path.glob("logs/*_cin512_transformer")

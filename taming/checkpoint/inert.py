@@ -53,14 +53,15 @@ def read_zip(path: Path, program: bool = False) -> Any:
 
     def stored(key: str, dtype: torch.dtype, count: int) -> Tensor:
         entry = records[f"{root}data/{key}"]
-        start, nbytes = _start_of(path, entry), count * dtype.itemsize
+        start, nbytes = _start_of(file, entry), count * dtype.itemsize
         if not 0 <= nbytes <= entry.file_size or start + nbytes > len(mapped):
             raise EOFError("it ends within a tensor")
         if not nbytes:
             return torch.empty(0, dtype=dtype)
         return torch.empty(0, dtype=dtype).set_(mapped[start : start + nbytes])
 
-    return Reader(path, io.BytesIO(data), stored).load()
+    with path.open("rb") as file:
+        return Reader(path, io.BytesIO(data), stored).load()
 
 
 def _check_claims(path: Path, records: list[zipfile.ZipInfo]) -> None:
@@ -70,11 +71,10 @@ def _check_claims(path: Path, records: list[zipfile.ZipInfo]) -> None:
         raise ValueError(f"it says that it holds {claimed:,} bytes")
 
 
-def _start_of(path: Path, entry: zipfile.ZipInfo) -> int:
+def _start_of(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     """Where a record's content begins: behind a header of 30 bytes, its name, and padding."""
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        lengths = file.read(4)
+    file.seek(entry.header_offset + 26)
+    lengths = file.read(4)
     name, padding = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
     return entry.header_offset + 30 + name + padding
 

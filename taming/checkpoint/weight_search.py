@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -93,10 +94,14 @@ class _Search:
         names = self.own.keys() & set(value) if isinstance(value, Mapping) else ()
         return any(as_tensor(value[name]) is not None for name in names)
 
+    @cached_property
+    def _heads(self) -> set[str]:
+        """The first parts of the model's names."""
+        return {name.partition(".")[0] for name in self.own}
+
     def _is_average(self, key: str, beside: Collection[str]) -> bool:
         """Whether an entry, or the first part of names, says that it is an average."""
-        heads = {name.partition(".")[0] for name in self.own}
-        if key in heads and not (key == "model_ema" and self._averages_own(beside)):
+        if key in self._heads and not (key == "model_ema" and self._averages_own(beside)):
             return False
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
         if AVERAGE.search(words) is not None:

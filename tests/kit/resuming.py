@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
+from taming.training import run_folder
 from taming.training.checkpoints import Checkpoints
+from taming.training.cli import main as main_command
 from tests.kit.models import (
     GAN_LOSS,
     VQGAN,
@@ -28,6 +31,7 @@ from tests.kit.models import (
     first_stage_config,
     transformer_config,
 )
+from tests.kit.training import write_config
 
 EPOCHS, BATCHES, BATCH_SIZE = 3, 6, 2
 Moment = tuple[str, int, str]  # hook, batch counted from 1 over all epochs, action
@@ -230,3 +234,36 @@ def seen(run: Path) -> dict[int, list[str]]:
             epoch, *names = line.split()
             found[int(epoch)] += names
     return found
+
+
+# ---------------------------------------------------------------------- uninterrupted runs
+
+TIME = "2021-04-03T19-39-50"
+RUN = f"logs/{TIME}_run"
+
+USR1 = [("on_train_batch_start", 3, "SIGUSR1"), ("on_before_optimizer_step", 8, "SIGUSR1")]
+
+# What a kill leaves at these moments; before each of them, something has been saved. An epoch has
+# six batches; gradients of four are added up where a case does that: 4, 6, 10, 12, ...
+MOMENTS: list[Moment] = [
+    ("on_train_batch_start", 5, "after_a_signal"),  # saved after batch 3, or 4
+    ("on_validation_batch_start", 6, "in_validation"),
+    ("on_train_epoch_end", 6, "before_the_save_of_an_epoch"),
+    ("on_train_epoch_start", 6, "after_the_save_of_an_epoch"),
+    ("on_train_batch_end", 7, "in_the_second_epoch"),
+    ("on_train_batch_start", 11, "after_another_signal"),  # saved after batch 8, or 10
+    ("on_train_epoch_start", 12, "after_the_second_epoch"),
+]
+
+
+def write_uninterrupted(case: str, folder: Path) -> Path:
+    """logs/ in `folder`, with the uninterrupted run of a case, `whole`, and copies at `MOMENTS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in moments(*USR1, *MOMENTS).items():
+            patch.setenv(name, value)
+        patch.setenv(run_folder._TIME_VARIABLE, TIME)
+        base = write_config(folder, run_config(case))
+        main_command.__wrapped__(["--base", base, "-t", "-n", "run", "--no-test"])  # type: ignore[attr-defined]
+    (folder / RUN).rename(folder / "logs" / "whole")
+    return folder / "logs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,19 @@ PICKLES = Path(__file__).parent / "pickles"
 HIDDEN, INIT, CODES = 8, 4, 16  # of that package
 
 
-@pytest.fixture(scope="module", params=["zip", "legacy"])
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pickles, as torch writes them and as it did before 1.6."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pickles in `zip`, as torch writes them, and in `legacy`."""
     folder = tmp_path_factory.mktemp("dalle")
-    command = [sys.executable, "-W", "ignore", "-m", "dall_e", str(folder), request.param]
+    command = [sys.executable, "-W", "ignore", "-m", "dall_e", str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(PICKLES)})
     return folder
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def published(request: pytest.FixtureRequest, written: Path, tmp_path: Path) -> Path:
+    """A folder of pickles of one of both ways."""
+    return shutil.copytree(written / request.param, tmp_path / "published")
 
 
 @torch.no_grad()

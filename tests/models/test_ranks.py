@@ -3,7 +3,7 @@ agree with one process over the batches of both."""
 
 from __future__ import annotations
 
-from multiprocessing import get_context
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from taming.distributed import disconnect
 from taming.models.codes import codebook_use
 from taming.training.strategies import SyncedBatchNorm
 from tests.kit.datasets import Items, images
+from tests.kit.launch import Launcher
 from tests.kit.models import GAN_LOSS, VQGAN, build, first_stage_config
 from tests.kit.processes import in_two_processes
 from tests.kit.training import tiny_trainer
+from tests.support import ROOT
 
 DISCRIMINATED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0}}
 
@@ -135,14 +137,13 @@ def train_all(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def results(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of both processes."""
     folder = tmp_path_factory.mktemp("ranks")
     # Not forks of this process: tests before this one may have started threads of autograd.
-    fresh = get_context("spawn").Process(target=in_two_processes, args=(train_all, folder))
-    fresh.start()
-    fresh.join()
-    assert fresh.exitcode == 0
+    program = str(Path(__file__).relative_to(ROOT))
+    ended = launcher.run([str(folder)], folder, program=program)
+    assert ended.code == 0, ended.output
     loaded = [torch.load(folder / f"{number}.pt") for number in range(2)]
     return [{**result, "folder": folder} for result in loaded]
 
@@ -184,3 +185,7 @@ def test_two_processes_agree_with_one(
         for name, value in expected.items():
             mean = (one[step][name] + other[step][name]) / 2
             assert mean == pytest.approx(value, rel=1e-5, abs=1e-5), (step, name)
+
+
+if __name__ == "__main__":
+    in_two_processes(train_all, Path(sys.argv[1]))

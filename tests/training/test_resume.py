@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from tests.kit.launch import Launcher
 from tests.kit.processes import TWO_DEVICES, two_train
 from tests.kit.resuming import (
     MODELS,
+    MOMENTS,
+    RUN,
     SCHEDULE,
+    TIME,
     VARIABLE,
     Moment,
     moments,
@@ -33,23 +36,6 @@ from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
-TIME = "2021-04-03T19-39-50"
-RUN = f"logs/{TIME}_run"
-
-USR1 = [("on_train_batch_start", 3, "SIGUSR1"), ("on_before_optimizer_step", 8, "SIGUSR1")]
-
-# What a kill leaves at these moments; before each of them, something has been saved. An epoch has
-# six batches; gradients of four are added up where a case does that: 4, 6, 10, 12, ...
-MOMENTS: list[Moment] = [
-    ("on_train_batch_start", 5, "after_a_signal"),  # saved after batch 3, or 4
-    ("on_validation_batch_start", 6, "in_validation"),
-    ("on_train_epoch_end", 6, "before_the_save_of_an_epoch"),
-    ("on_train_epoch_start", 6, "after_the_save_of_an_epoch"),
-    ("on_train_batch_end", 7, "in_the_second_epoch"),
-    ("on_train_batch_start", 11, "after_another_signal"),  # saved after batch 8, or 10
-    ("on_train_epoch_start", 12, "after_the_second_epoch"),
-]
-
 
 @pytest.fixture(autouse=True)
 def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,19 +43,10 @@ def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(run_folder._TIME_VARIABLE, "2022-01-01T00-00-00")
 
 
-@pytest.fixture(scope="module")
-def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole(request: Any, uninterrupted: Callable[[str], Path]) -> Path:
     """logs/ with the uninterrupted run of a case, `whole`, and copies of it at moments."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, value in moments(*USR1, *MOMENTS).items():
-            patch.setenv(name, value)
-        patch.setenv(run_folder._TIME_VARIABLE, TIME)
-        base = write_config(folder, run_config(request.param))
-        main(["--base", base, "-t", "-n", "run", "--no-test"])
-    (folder / RUN).rename(folder / "logs" / "whole")
-    return folder / "logs"
+    return uninterrupted(request.param)
 
 
 def train(folder: Path, case: str, *arguments: str, **data: Any) -> Path:

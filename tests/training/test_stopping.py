@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,12 @@ from taming.training.stopping import NOTHING, SAVE, TERMINATE, Requests, start_w
 from tests.kit.comparison import differences
 from tests.kit.launch import Launcher
 from tests.kit.processes import in_two_processes
-from tests.kit.resuming import VARIABLE, Crops, Moment, moments, run_config
+from tests.kit.resuming import RUN, TIME, VARIABLE, Crops, Moment, moments, run_config
 from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
 ROOT = Path(__file__).parents[2]
-TIME = "2021-04-03T19-39-50"
-RUN = f"logs/{TIME}_run"
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +40,10 @@ def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
 
 
-@pytest.fixture(scope="module")
-def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+@pytest.fixture
+def whole(request: Any, uninterrupted: Callable[[str], Path]) -> tuple[str, Path]:
     """A case and its uninterrupted run."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv(run_folder._TIME_VARIABLE, TIME)
-        train(folder, request.param)
-    return request.param, folder / RUN
+    return request.param, uninterrupted(request.param) / "whole"
 
 
 def train(folder: Path, case: str, *arguments: str, **changes: Any) -> Path:
