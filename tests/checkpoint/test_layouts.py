@@ -104,7 +104,7 @@ def test_a_lone_file_is_loaded(name: str, tmp_path: Path, caplog: pytest.LogCapt
     torch.testing.assert_close(model.decode_indices(indices), model.decode(codes))
 
 
-@pytest.mark.parametrize("name", ["ibq", "open_magvit2", "simvq"])
+@pytest.mark.parametrize("name", ["llamagen", "ibq", "open_magvit2", "simvq"])
 def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     """As those projects evaluate; a frozen codebook has none, and stays as it is."""
     state = small_state(name)
@@ -118,10 +118,23 @@ def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     others |= {"loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4)}
     others |= {"model_ema.lossdiscriminatormain0weight": torch.ones(4, 3, 4, 4)}
     torch.save({"state_dict": {**state, **average, **others}}, tmp_path / "x.ckpt")
+    by_our_names = LAYOUTS[name].to_model(state)
     for weights, added in ((None, 1), ("ema", 1), ("raw", 0)):
         model = taming.load(tmp_path / "x.ckpt", weights=weights)
+        assert isinstance(model.quantize, type(instantiate_from_config(small_section(name)).quantize))
         for key, tensor in model.state_dict().items():
-            assert torch.equal(tensor, state[key] + (0 if key == frozen else added)), key
+            assert torch.equal(tensor, by_our_names[key] + (0 if key == frozen else added)), key
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("part", ["discriminator.", "perceptual_loss.net."])
+def test_what_only_training_needs_is_left_out(name: str, part: str, tmp_path: Path) -> None:
+    """Also where it lies beside the tokenizer's own parts, and not under `loss.`."""
+    state = {**small_state(name), f"{part}main.0.weight": torch.zeros(4, 3, 4, 4)}
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path / "x.pt")
+    loaded = taming.load(tmp_path / "x.pt").state_dict()
+    by_our_names = LAYOUTS[name].to_model(small_state(name))
+    assert all(torch.equal(tensor, by_our_names[key]) for key, tensor in loaded.items())
 
 
 def test_a_training_file_of_llamagen(tmp_path: Path) -> None:

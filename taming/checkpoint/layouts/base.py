@@ -18,7 +18,8 @@ from taming.errors import UserError
 Tensors = Mapping[str, Tensor]  # by name
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
-OPTIONAL = ("loss.", "model_ema.")  # what only training needs
+# What only training needs.
+OPTIONAL = ("loss.", "model_ema.", "discriminator.", "disc.", "perceptual_loss.", "lpips.")
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
