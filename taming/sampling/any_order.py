@@ -14,8 +14,9 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
-from taming.modules.transformer.masked import STEPS, confidence_in, fill_in, gumbel
+from taming.modules.transformer.masked import CONFIDENCE_NOISE, STEPS, confidence_in, fill_in, gumbel
 from taming.modules.transformer.orders import (
+    COSINE,
     by_rows,
     generate_in_steps,
     in_order,
@@ -42,6 +43,11 @@ def check_way(
             f"steps is {settings.steps}, but this model samples one code after the other; leave it "
             "out, or train with order: random or annealed, or attention: full"
         )
+    if settings.step_schedule != COSINE and not model.masked and settings.steps is None:
+        raise UserError(
+            f"step_schedule is {settings.step_schedule}, but one code is sampled after the other; "
+            "say steps as well, or leave it out"
+        )
     if settings.order is not None and not model.reading.any:
         why = "fills in codes in no order" if model.masked else "has one order"
         raise UserError(f"order is for models of order: random or annealed, and this model {why}")
@@ -53,16 +59,23 @@ def check_way(
             f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
             "they are sample in any order or with attention: full"
         )
-    if compiled and (model.masked or settings.steps is not None):
+    if settings.confidence_noise != CONFIDENCE_NOISE and not model.masked:
         raise UserError(
-            "torch.compile is for one code after the other; leave --compile out, or --steps"
+            f"confidence_noise is {settings.confidence_noise}, but only models of attention: full "
+            "choose by confidence which codes they keep; leave it out"
         )
-    if shape == trained_shape(model):
+    if compiled and (model.masked or settings.steps is not None):
+        steps = "" if model.masked else ", or --steps"
+        raise UserError(
+            f"torch.compile is for one code after the other; leave --compile out{steps}"
+        )
+    trained = trained_shape(model)
+    if shape == trained:
         return
     if model.masked:
         raise UserError(
-            "a model of attention: full fills in images of its training's size only; leave the "
-            "size out"
+            "a model of attention: full fills in images of its training's size only, "
+            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
         )
     if settings.steps is not None or settings.order not in (None, "raster"):
         raise UserError(
