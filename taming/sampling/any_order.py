@@ -14,7 +14,13 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
-from taming.modules.transformer.masked import CONFIDENCE_NOISE, STEPS, confidence_in, fill_in, gumbel
+from taming.modules.transformer.masked import (
+    CONFIDENCE_NOISE,
+    STEPS,
+    confidence_in,
+    fill_in,
+    gumbel,
+)
 from taming.modules.transformer.orders import (
     COSINE,
     by_rows,

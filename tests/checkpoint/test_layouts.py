@@ -121,7 +121,9 @@ def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     by_our_names = LAYOUTS[name].to_model(state)
     for weights, added in ((None, 1), ("ema", 1), ("raw", 0)):
         model = taming.load(tmp_path / "x.ckpt", weights=weights)
-        assert isinstance(model.quantize, type(instantiate_from_config(small_section(name)).quantize))
+        assert isinstance(
+            model.quantize, type(instantiate_from_config(small_section(name)).quantize)
+        )
         for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, by_our_names[key] + (0 if key == frozen else added)), key
 
