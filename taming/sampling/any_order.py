@@ -43,8 +43,26 @@ def check_way(
 ) -> None:
     """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
     have: of a model that samples one code after the other in one order, steps and orders."""
-    several = model.masked or model.reading.any
-    if settings.steps is not None and not several:
+    _check_options(model, settings)
+    codes = shape[0] * shape[1]
+    if settings.steps is not None and settings.steps > codes:
+        raise UserError(f"steps is {settings.steps}, but the image has {codes} codes")
+    if (model.masked or model.reading.any) and not is_plain(model.transformer):
+        raise UserError(
+            f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
+            "they are sample in any order or with attention: full"
+        )
+    if compiled and (model.masked or settings.steps is not None):
+        steps = "" if model.masked else ", or --steps"
+        raise UserError(
+            f"torch.compile is for one code after the other; leave --compile out{steps}"
+        )
+    _check_shape(model, settings, shape)
+
+
+def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
+    """Refuse options of models of another kind, and those that would have no effect."""
+    if settings.steps is not None and not (model.masked or model.reading.any):
         raise UserError(
             f"steps is {settings.steps}, but this model samples one code after the other; leave it "
             "out, or train with order: random or annealed, or attention: full"
@@ -57,24 +75,16 @@ def check_way(
     if settings.order is not None and not model.reading.any:
         why = "fills in codes in no order" if model.masked else "has one order"
         raise UserError(f"order is for models of order: random or annealed, and this model {why}")
-    codes = shape[0] * shape[1]
-    if settings.steps is not None and settings.steps > codes:
-        raise UserError(f"steps is {settings.steps}, but the image has {codes} codes")
-    if several and not is_plain(model.transformer):
-        raise UserError(
-            f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
-            "they are sample in any order or with attention: full"
-        )
     if settings.confidence_noise != CONFIDENCE_NOISE and not model.masked:
         raise UserError(
             f"confidence_noise is {settings.confidence_noise}, but only models of attention: full "
             "choose by confidence which codes they keep; leave it out"
         )
-    if compiled and (model.masked or settings.steps is not None):
-        steps = "" if model.masked else ", or --steps"
-        raise UserError(
-            f"torch.compile is for one code after the other; leave --compile out{steps}"
-        )
+
+
+def _check_shape(
+    model: Net2NetTransformer, settings: SampleSettings, shape: tuple[int, int]
+) -> None:
     trained = trained_shape(model)
     if shape == trained:
         return
