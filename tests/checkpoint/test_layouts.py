@@ -119,11 +119,10 @@ def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     others |= {"model_ema.lossdiscriminatormain0weight": torch.ones(4, 3, 4, 4)}
     torch.save({"state_dict": {**state, **average, **others}}, tmp_path / "x.ckpt")
     by_our_names = LAYOUTS[name].to_model(state)
+    quantizer = type(instantiate_from_config(small_section(name)).quantize)
     for weights, added in ((None, 1), ("ema", 1), ("raw", 0)):
         model = taming.load(tmp_path / "x.ckpt", weights=weights)
-        assert isinstance(
-            model.quantize, type(instantiate_from_config(small_section(name)).quantize)
-        )
+        assert type(model.quantize) is quantizer
         for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, by_our_names[key] + (0 if key == frozen else added)), key
 

@@ -235,10 +235,8 @@ def test_untrained_first_stages_are_not_encoded_with(home: Path) -> None:
 
 def test_shipped_configs_are_found_by_name() -> None:
     with pytest.raises(UserError, match="the first stage is not trained"):
-        encode(
-            ["--base", "digits_transformer", "--out", "x"]
-            + ["model.params.first_stage_config.params.ckpt_path=null"]
-        )
+        untrained = "model.params.first_stage_config.params.ckpt_path=null"
+        encode(["--base", "digits_transformer", "--out", "x", untrained])
     with pytest.raises(UserError, match="there is no run or checkpoint at digits_transformers"):
         encode(["--base", "digits_transformers", "--out", "x"])
 
