@@ -10,7 +10,7 @@ from taming.checkpoint.formats import read_content
 from taming.checkpoint.headers import section_in_header
 from taming.checkpoint.layouts import Layout, nearest, recognised
 from taming.checkpoint.layouts.base import Shapes, shapes_of
-from taming.checkpoint.names import UNTRAINED, is_counter, stripped
+from taming.checkpoint.names import COLORS, REVIVAL, ends_in, is_counter, stripped
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_search import weight_sets
 from taming.checkpoint.weight_sets import say
@@ -66,7 +66,7 @@ def _shapes_in(content: Any) -> Iterator[Shapes]:
         tensors = {n: t for n, t in each.tensors.items() if not is_counter(n, t)}
         tensors, _ = stripped(tensors, _PARTS)
         shapes = shapes_of(tensors)
-        yield {n: shape for n, shape in shapes.items() if n not in UNTRAINED}
+        yield {n: s for n, s in shapes.items() if not ends_in(n, (COLORS, *REVIVAL))}
 
 
 def _why_unknown(found: list[Shapes], hint: str) -> str:

@@ -48,6 +48,8 @@ class Layout:
             names are the same here.
         to_model: tensors by the project's names -> by ours; `from_model`: the inverse, for whole
             models.
+        written: the same as `config` of tensors that were a model of ours, where shapes alone tell
+            `config` too little; by default `config`.
         container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
@@ -62,6 +64,7 @@ class Layout:
     own_names: str | None = None
     to_model: Callable[[Tensors], dict[str, Tensor]] = dict
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
+    written: Callable[[Shapes], dict[str, Any]] | None = None
     container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:
