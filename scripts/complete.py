@@ -35,7 +35,7 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
 from taming.sampling.conditions import read_condition
-from taming.sampling.engine import rounds_by_batch
+from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import (
@@ -169,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
     require_order(own, model, size)
+    check_settings(model, sampling.settings, shape)  # before a folder or a line is begun
     c = condition_of(own, model, size, None if any(pad) else photo.reduced_to)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
+from taming.checkpoint.headers import header_of
 from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
@@ -60,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.format == "from_diffusers":
         from_diffusers(args.source, args.target)
     elif args.format == "safetensors":
-        model, _, _ = load_run(args.source, args.base)
-        save_weights(model.state_dict(), args.target)
+        model, run, _ = load_run(args.source, args.base)
+        assert run.model is not None
+        save_weights(model.state_dict(), args.target, header_of(run.model))
         place = args.target
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)

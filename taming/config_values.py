@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _NAMES |= {Sequence: "a list", Mapping: "a mapping", type(None): "null"}
+_SINGULAR = re.compile(r"\ba (whole number|number|text|list|mapping)\b")
 _ABSTRACT: dict[Any, Any] = {list: Sequence, tuple: Sequence, dict: Mapping}
 
 
@@ -243,8 +245,10 @@ def _name_of(hint: Any) -> str:
     if origin in (typing.Literal, typing.Union, types.UnionType):
         return " or ".join(map(str if origin is typing.Literal else _name_of, parts))
     kind = _kind_of(hint)
-    if kind is Sequence and parts and (noun := _NAMES.get(_kind_of(_plain(parts[0])))):
-        return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
+    if kind is Sequence and parts:
+        entry = _name_of(parts[0])
+        if (entries := _SINGULAR.sub(r"\1s", entry)) != entry:
+            return f"a list of {entries}"
     return _NAMES.get(str if kind is Path else kind, inspect.formatannotation(kind))
 
 

@@ -26,6 +26,8 @@ from taming.config_values import FractionBelowOne as Range01
 from taming.errors import UserError
 from tests.kit.models import VQGAN, ddconfig, first_stage_config
 
+COUNTS = "whole numbers from 1 to 2,147,483,647"
+
 
 @pytest.mark.parametrize(
     ("value", "hint", "result"),
@@ -91,6 +93,12 @@ def test_values_that_fit(value: Any, hint: Any, result: Any) -> None:
         (1, bool, "true or false"),
         (1e-4, str | Path, "a text"),
         ("abc", Sequence[str], "a list of texts"),
+        (["a"], Sequence[Positive | Count], f"a list of numbers above 0 or {COUNTS}"),
+        (
+            0.5,
+            Annotated[Sequence[int | float], Length(2, 2)],
+            "a list of whole numbers or numbers of 2 entries",
+        ),
         ([1, "a"], Sequence[int], "a list of whole numbers"),
         ([1], Mapping[str, Any], "a mapping"),
         ("stop", Literal["raise", "skip"], "raise or skip"),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from taming.config import instantiate_from_config, load_config
 from taming.evaluation.tasks.quantizers import bits_of
+from taming.models.vqgan import VQModel
 from tests.support import ROOT
 
 FOLDER = ROOT / "configs" / "quantizers"
@@ -46,3 +48,12 @@ def test_it_takes_as_many_bits_as_the_others(path: Path) -> None:
         assert model.decode_indices(indices).shape == x.shape
     bits = bits_of(model.quantize, indices[:1])
     assert abs(bits - BITS[kind]) < 0.005 * BITS[kind]
+    _require_gradients_of_all(model.train(), x)
+
+
+def _require_gradients_of_all(model: VQModel, x: Tensor) -> None:
+    """Processes that train one model together wait for the gradients of all its parameters."""
+    reconstructions, codebook_loss = model(x)
+    (reconstructions.sum() + codebook_loss.sum()).backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not {name for name in without if not name.startswith("loss.")}

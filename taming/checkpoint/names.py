@@ -14,9 +14,10 @@ from taming.checkpoint.layouts.base import OPTIONAL, Tensors
 # DeepSpeed and Fabric, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Of how often a quantizer's scales took codes, and since when they took none: they begin anew.
-STATISTICS = {"ema_vocab_hit_SV", "idle"}
-UNTRAINED = {"colorize", *STATISTICS}  # random colors, of which one set is as good as another
+# Ends of names. Of how often codes were taken, and since when they were not: they begin anew.
+REVIVAL = ("idle", "idle.batches", "clusters.embed_prob")  # no other project has these
+STATISTICS = ("ema_vocab_hit_SV", *REVIVAL)
+COLORS = "colorize"  # random ones, of which one set is as good as another
 
 
 @dataclass
@@ -89,6 +90,11 @@ def _without_head(names: Mapping[str, str], head: str) -> dict[str, str]:
         for name, old in names.items()
         if name.startswith((f"{head}.", *OPTIONAL))
     }
+
+
+def ends_in(name: str, ends: Collection[str]) -> bool:
+    """Whether the last parts of a name are one of these."""
+    return any(f".{name}".endswith(f".{end}") for end in ends)
 
 
 def squeezed(name: str) -> str:

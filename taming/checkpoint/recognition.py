@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from taming.checkpoint.formats import read_content
+from taming.checkpoint.headers import section_in_header
 from taming.checkpoint.layouts import Layout, nearest, recognised
 from taming.checkpoint.layouts.base import Shapes, shapes_of
-from taming.checkpoint.names import UNTRAINED, is_counter, stripped
+from taming.checkpoint.names import COLORS, REVIVAL, ends_in, is_counter, stripped
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_search import weight_sets
 from taming.checkpoint.weight_sets import say
@@ -21,12 +22,15 @@ HINT = "name its YAML with --base (in Python: base=[...])"
 
 
 def model_of_weights(path: Path, hint: str = HINT) -> dict[str, Any]:
-    """The `model` section for a file of weights of a known tokenizer; what it is, is said.
+    """The `model` section for a file of weights that says it, or of a known tokenizer, which is
+    said.
 
     Raises:
         UserError: for weights of anything else; the nearest layout that is known is named, and what
             to do then, the `hint`.
     """
+    if (section := section_in_header(path)) is not None:
+        return section
     layout, section = recognise(read_content(path), path, hint)
     say(str(path), (f"recognised as {layout.title}'s by its tensors: {_described(section)}",))
     return section
@@ -62,7 +66,7 @@ def _shapes_in(content: Any) -> Iterator[Shapes]:
         tensors = {n: t for n, t in each.tensors.items() if not is_counter(n, t)}
         tensors, _ = stripped(tensors, _PARTS)
         shapes = shapes_of(tensors)
-        yield {n: shape for n, shape in shapes.items() if n not in UNTRAINED}
+        yield {n: s for n, s in shapes.items() if not ends_in(n, (COLORS, *REVIVAL))}
 
 
 def _why_unknown(found: list[Shapes], hint: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.names import Tensors, is_counter, squeezed, stripped
 from taming.checkpoint.stand_ins import Inert, NumpyArray, QuantizedTensor
 
 # Entries of checkpoints that hold tensors, but no model.
@@ -41,7 +41,17 @@ class WeightSet:
 def weight_sets(content: Any, own: Tensors | None = None) -> list[WeightSet]:
     """All sets of a file's content, averages among them; of a model whose `own` are known, none of
     its parts is an average, whatever it is called."""
-    return list(_Search(own or {}).sets_in(_named(content), "", False, 0))
+    found = list(_Search(own or {}).sets_in(_named(content), "", False, 0))
+    raw = {squeezed(name): name for each in found if not each.averaged for name in each.tensors}
+    return [_with_dots(each, raw) if each.averaged else each for each in found]
+
+
+def _with_dots(average: WeightSet, raw: Mapping[str, str]) -> WeightSet:
+    """An average whose names have no dots, by the names of the `raw` weights beside it."""
+    if any("." in name for name in average.tensors):
+        return average
+    tensors = {raw.get(squeezed(name), name): t for name, t in average.tensors.items()}
+    return replace(average, tensors=tensors)
 
 
 def _named(content: Any) -> Any:
@@ -129,7 +139,7 @@ class _Search:
 
     def _split(self, tensors: Tensors, label: str, averaged: bool) -> Iterator[WeightSet]:
         """A set, or two if a part of the names says that it is an average, as `model_ema.`."""
-        state = renamed(tensors, None).tensors
+        state, _ = stripped(tensors, None)
         heads = {name.partition(".")[0] for name in state if "." in name}
         beside = heads | {name for name in state if name.startswith("model_ema.")}
         found = sorted(head for head in heads if self._is_average(head, beside))

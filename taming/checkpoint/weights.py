@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
-from taming.checkpoint.names import OPTIONAL, STATISTICS, UNTRAINED, Tensors
+from taming.checkpoint.names import COLORS, OPTIONAL, STATISTICS, Tensors, ends_in
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
@@ -82,9 +82,7 @@ def _without_other_statistics(state: Tensors, own: Tensors) -> Tensors:
     wrong = {
         name
         for name, tensor in own.items()
-        if name.rpartition(".")[2] in STATISTICS
-        and name in state
-        and state[name].shape != tensor.shape
+        if ends_in(name, STATISTICS) and name in state and state[name].shape != tensor.shape
     }
     return {name: state[name] for name in state if name not in wrong} if wrong else state
 
@@ -273,6 +271,6 @@ def _overlapping(tensors: Tensors) -> set[str]:
 
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:
-    if parts and name.rpartition(".")[2] in UNTRAINED:
+    if parts and ends_in(name, (COLORS, *STATISTICS)):
         return True
     return any(name.startswith(part) or f".{part}" in name for part in parts)

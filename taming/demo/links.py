@@ -35,6 +35,8 @@ NAMES = {
     "top_p": "top p",
     "guidance": "guidance",
     "schedule": "schedule of the guidance",
+    "order": "order of the codes",
+    "steps": "number of steps",
     "seed": "seed",
     "count": "number of images",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import streamlit as st
 from torch import Tensor
@@ -9,12 +11,13 @@ from torch import Tensor
 from taming.demo.links import Choices
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.masked import STEPS
 from taming.pictures import to_pillow
 from taming.sampling import SampleSettings
 from taming.sampling.completion import HALVES, keep_mask
 from taming.sampling.inputs import SampleInputs
-from taming.sampling.settings import SCHEDULES
-from taming.sampling.sizes import pixels_per_token
+from taming.sampling.settings import ORDERS, SCHEDULES
+from taming.sampling.sizes import pixels_per_token, trained_shape
 
 MOST_IMAGES = 16  # of one press of the button
 NOTHING, BOX, MASK = "nothing", "a box", "all but what is painted"
@@ -32,7 +35,23 @@ def choose_settings(model: Net2NetTransformer, choices: Choices) -> tuple[Sample
         schedule = choices.choice("Schedule of the guidance", "schedule", list(SCHEDULES))
     seed = choices.number("Seed", "seed", (0, 2**31), 0)
     count = choices.number("Images", "count", (1, MOST_IMAGES), 1)
-    return SampleSettings(temperature, top_k, top_p, guidance, schedule), seed, count
+    way = _choose_way(model, choices)
+    return SampleSettings(temperature, top_k, top_p, guidance, schedule, **way), seed, count
+
+
+def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
+    """In which order, and in how many steps, for models that know several."""
+    height, width = trained_shape(model)
+    codes = height * width
+    if model.masked:
+        return {"steps": choices.number("Steps", "steps", (1, codes), min(STEPS, codes))}
+    if not model.reading.any:
+        return {}
+    order = choices.choice("Order", "order", list(ORDERS))
+    steps = choices.number("Steps", "steps", (1, codes), codes)
+    if steps < codes:
+        return {"order": order, "steps": steps}
+    return {} if order == ORDERS[0] else {"order": order}  # which other sizes have, too
 
 
 def choose_kept(

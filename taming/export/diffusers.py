@@ -65,12 +65,12 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
     if not isinstance(quantizer, NEAREST) or not plain or quantizer.remap is not None:
         raise UserError(
             "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
-            f"model has {type(quantizer).__name__}"
+            f"model has {type(quantizer).__name__}; the format safetensors holds every model"
         )
     if type(model.encoder) is not Encoder or ddconfig.get("decoder_ch_mult"):
         raise UserError(
             "diffusers' VQModel has taming's encoder and decoder, of the same ch_mult; this model, "
-            f"{type(model).__name__}, has others"
+            f"{type(model).__name__}, has others; the format safetensors holds every model"
         )
     if ddconfig.get("double_z", True) or multiples[0] != 1:
         raise UserError("diffusers' VQModel needs ddconfig with double_z: false and ch_mult[0] 1")

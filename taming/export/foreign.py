@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from taming.checkpoint import save_atomic
 from taming.checkpoint.layouts import LAYOUTS, Layout
-from taming.checkpoint.layouts.base import OPTIONAL, shapes_of
-from taming.checkpoint.names import UNTRAINED
+from taming.checkpoint.layouts.base import OPTIONAL, Shapes, shapes_of
+from taming.checkpoint.names import COLORS, REVIVAL, ends_in
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.codes import CodesInterface
 
+_INSTEAD = "the format safetensors holds every model"
 FOREIGN = tuple(name for name in LAYOUTS if name != "diffusers")  # which is a folder
 
 
@@ -43,24 +45,32 @@ def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
     own = {
         name: tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()
-        if not name.startswith(OPTIONAL) and name not in UNTRAINED
+        if not name.startswith(OPTIONAL) and not ends_in(name, (COLORS, *REVIVAL))
     }
     state = layout.from_model(own)
     shapes = shapes_of(state)
     if not layout.recognises(shapes):
-        missing = layout.missing(shapes)
-        what = f"has no {', '.join(missing)}" if missing else "has tensors that this has not"
         raise UserError(
-            f"{layout.title}'s layout cannot hold this model, which by its names {what}"
+            f"{layout.title}'s layout cannot hold this model, {_what_is_wrong(layout, shapes)}; "
+            f"{_INSTEAD}"
         )
     with torch.device("meta"):
-        wanted = instantiate_from_config(layout.config(shapes))
+        wanted = instantiate_from_config((layout.written or layout.config)(shapes))
     if not isinstance(model, type(wanted)) or type(model.quantize) is not type(wanted.quantize):
         raise UserError(
             f"{layout.title}'s layout is of a {_kinds(wanted)}, and this is a {_kinds(model)}: its "
-            "code would read these weights as another model"
+            f"code would read these weights as another model; {_INSTEAD}"
         )
     return state
+
+
+def _what_is_wrong(layout: Layout, shapes: Shapes) -> str:
+    """Why a layout does not recognise what a model would be by its names, for people."""
+    if missing := layout.missing(shapes):
+        return f"which by its names has no {', '.join(missing)}"
+    if layout.lacks and (other := next((n for n in shapes if re.fullmatch(layout.lacks, n)), "")):
+        return f"which has '{other}'"
+    return "whose names agree, but not how many blocks, attentions or kernels there are"
 
 
 def _kinds(model: CodesInterface) -> str:

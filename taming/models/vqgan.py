@@ -242,6 +242,9 @@ class GumbelVQ(VQModel):
         kl_weight: Weight = 1e-8,
         remap: str | None = None,
         scheduler_config: ScheduleConfig | None = None,
+        batch_resize_range: Annotated[Sequence[Pixels], Length(2, 2)] | None = None,
+        lr_g_factor: NonNegative = 1.0,
+        use_ema: bool = False,
         revive_after: CountOrZero = 0,
         **training: Unpack[TrainingOptions],
     ) -> None:
@@ -257,6 +260,9 @@ class GumbelVQ(VQModel):
             monitor=monitor,
             remap=remap,
             scheduler_config=scheduler_config,
+            batch_resize_range=batch_resize_range,
+            lr_g_factor=lr_g_factor,
+            use_ema=use_ema,
             revive_after=revive_after,
             **training,
         )

@@ -14,8 +14,15 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
-from taming.modules.transformer.masked import STEPS, confidence_in, fill_in, gumbel
+from taming.modules.transformer.masked import (
+    CONFIDENCE_NOISE,
+    STEPS,
+    confidence_in,
+    fill_in,
+    gumbel,
+)
 from taming.modules.transformer.orders import (
+    COSINE,
     by_rows,
     generate_in_steps,
     in_order,
@@ -36,33 +43,55 @@ def check_way(
 ) -> None:
     """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
     have: of a model that samples one code after the other in one order, steps and orders."""
-    several = model.masked or model.reading.any
-    if settings.steps is not None and not several:
-        raise UserError(
-            f"steps is {settings.steps}, but this model samples one code after the other; leave it "
-            "out, or train with order: random or annealed, or attention: full"
-        )
-    if settings.order is not None and not model.reading.any:
-        why = "fills in codes in no order" if model.masked else "has one order"
-        raise UserError(f"order is for models of order: random or annealed, and this model {why}")
+    _check_options(model, settings)
     codes = shape[0] * shape[1]
     if settings.steps is not None and settings.steps > codes:
         raise UserError(f"steps is {settings.steps}, but the image has {codes} codes")
-    if several and not is_plain(model.transformer):
+    if (model.masked or model.reading.any) and not is_plain(model.transformer):
         raise UserError(
             f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
             "they are sample in any order or with attention: full"
         )
     if compiled and (model.masked or settings.steps is not None):
+        steps = "" if model.masked else ", or --steps"
         raise UserError(
-            "torch.compile is for one code after the other; leave --compile out, or --steps"
+            f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
-    if shape == trained_shape(model):
+    _check_shape(model, settings, shape)
+
+
+def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
+    """Refuse options of models of another kind, and those that would have no effect."""
+    if settings.steps is not None and not (model.masked or model.reading.any):
+        raise UserError(
+            f"steps is {settings.steps}, but this model samples one code after the other; leave it "
+            "out, or train with order: random or annealed, or attention: full"
+        )
+    if settings.step_schedule != COSINE and not model.masked and settings.steps is None:
+        raise UserError(
+            f"step_schedule is {settings.step_schedule}, but one code is sampled after the other; "
+            "say steps as well, or leave it out"
+        )
+    if settings.order is not None and not model.reading.any:
+        why = "fills in codes in no order" if model.masked else "has one order"
+        raise UserError(f"order is for models of order: random or annealed, and this model {why}")
+    if settings.confidence_noise != CONFIDENCE_NOISE and not model.masked:
+        raise UserError(
+            f"confidence_noise is {settings.confidence_noise}, but only models of attention: full "
+            "choose by confidence which codes they keep; leave it out"
+        )
+
+
+def _check_shape(
+    model: Net2NetTransformer, settings: SampleSettings, shape: tuple[int, int]
+) -> None:
+    trained = trained_shape(model)
+    if shape == trained:
         return
     if model.masked:
         raise UserError(
-            "a model of attention: full fills in images of its training's size only; leave the "
-            "size out"
+            "a model of attention: full fills in images of its training's size only, "
+            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
         )
     if settings.steps is not None or settings.order not in (None, "raster"):
         raise UserError(

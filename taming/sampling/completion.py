@@ -76,9 +76,12 @@ def keep_mask(
     tokens = _whole_tokens(_reduced(pixels, size), factor)
     if not tokens.any():
         patch = f"'{keep}' keeps no whole patch of {factor} x {factor} pixels"
-        raise UserError(patch + _once_reduced(original, size))
+        reduced = _once_reduced(original, size)
+        raise UserError(f"{patch}{reduced}; keep more of the image, or sample one from nothing")
     if tokens.all():
-        raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to sample")
+        raise UserError(
+            f"'{keep}' keeps the whole image, so that there is nothing to sample; keep less of it"
+        )
     return tokens
 
 

@@ -132,6 +132,28 @@ def sample_images(
             yield Sample(request.number, request.label, row, image, top_k=top_k)
 
 
+def check_settings(
+    model: Net2NetTransformer,
+    settings: SampleSettings,
+    shape: tuple[int, int],
+    compiled: bool = False,
+) -> None:
+    """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
+    sample by, before anything is computed."""
+    if settings.guided and not model.cond_drop:
+        raise UserError(
+            "guidance needs a model that was trained with cond_drop, and this one was not; "
+            "leave guidance at 1"
+        )
+    check_way(model, settings, shape, compiled)
+    if shape != trained_shape(model) and not isinstance(model.permuter, Identity):
+        name = type(model.permuter).__name__
+        raise UserError(
+            f"this model samples in the order {name}, which exists for its own size only; "
+            "leave the size out"
+        )
+
+
 @dataclass
 class TokenSampler:
     """Samples the indices of batches of images, for `sample_images`; one decoder serves them all.
@@ -152,18 +174,7 @@ class TokenSampler:
         self.gpt, self.n_codes = self.model.transformer, self.model.n_codes
         self.window = trained_shape(self.model)
         self.copies = 2 if self.settings.guided else 1
-        if self.settings.guided and not self.model.cond_drop:
-            raise UserError(
-                "guidance needs a model that was trained with cond_drop, and this one was not; "
-                "leave guidance at 1"
-            )
-        check_way(self.model, self.settings, self.shape, self.compiled)
-        if self.shape != self.window and not isinstance(self.model.permuter, Identity):
-            name = type(self.model.permuter).__name__
-            raise UserError(
-                f"this model samples in the order {name}, which exists for its own size only; "
-                "leave the size out"
-            )
+        check_settings(self.model, self.settings, self.shape, self.compiled)
         self._decoder: Decoder | None = None
         self._weights: Weights | OwnMethods | None = None
 

@@ -19,7 +19,7 @@ from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import STEPS
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
-from taming.sampling.engine import Progress, sample_images
+from taming.sampling.engine import Progress, check_settings, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
@@ -47,6 +47,7 @@ def announced(
     """
     rest = iter(requests)
     if shape not in (None, trained_shape(model)) and own_share()[0] == 0:
+        check_settings(model, settings, shape)  # what is refused begins no line
         first = list(islice(rest, batch_size))
         if first:
             announce(model, first, settings, batch_size, shape, count=count)

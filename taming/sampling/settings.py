@@ -16,6 +16,7 @@ from torch import Tensor
 from taming.command_line import flag, parse_numbers
 from taming.errors import UserError, shorten
 from taming.modules.transformer.masked import CONFIDENCE_NOISE, STEPS
+from taming.modules.transformer.orders import COSINE
 from taming.modules.transformer.orders import SCHEDULES as STEP_SCHEDULES
 from taming.modules.transformer.token_choice import filter_logits, sample_token
 
@@ -42,7 +43,10 @@ def parse_top_k(text: str) -> TopK:
 
 def parse_order(text: str) -> Order:
     """`raster`, `random`, or the places of "3,0,1,2" in the order in which they are sampled."""
-    return text if text in ORDERS or not text[:1].isdigit() else parse_numbers(text)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if text in ORDERS or not parts or not all(part.isdecimal() for part in parts):
+        return text
+    return tuple(map(int, parts))  # with repetitions, which are refused
 
 
 def wrong_temperature(value: float) -> UserError:
@@ -189,7 +193,7 @@ class SampleSettings(TokenSettings):
         f"(default: a step per code) and of attention: full (default: {STEPS})",
     )
     step_schedule: str = flag(
-        "cosine", f"how codes are shared out to --steps: {', '.join(STEP_SCHEDULES)}"
+        COSINE, f"how codes are shared out to --steps: {', '.join(STEP_SCHEDULES)}"
     )
     confidence_noise: float = flag(
         CONFIDENCE_NOISE,
@@ -217,10 +221,10 @@ class SampleSettings(TokenSettings):
         if not 0 <= self.confidence_noise < math.inf:
             raise UserError(f"confidence_noise must be 0 or more, not {self.confidence_noise}")
         if isinstance(order, tuple):
+            twice = next((place for place in order if order.count(place) > 1), None)
             if sorted(order) != list(range(len(order))):
-                raise UserError(
-                    f"order has each place once, from 0 to {len(order) - 1}, not {shorten(order)}"
-                )
+                why = f"not {shorten(order)}" if twice is None else f"and {twice} is there twice"
+                raise UserError(f"order has each place once, from 0 to {len(order) - 1}, {why}")
         elif order not in (None, *ORDERS):
             raise UserError(f"order is raster, random, or all places in a list, not '{order}'")
 

@@ -29,6 +29,7 @@ from taming.config_values import Count
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
+from taming.shipped import SUFFIXES, config_names
 from taming.training.data_module import DataModuleFromConfig, build_data
 from taming.training.encoding import Encoding, EncodingOptions
 from taming.user_code import name_of
@@ -49,8 +50,9 @@ def load_encoding(
     Raises:
         UserError: for what main.py refuses in a config, and an untrained first stage.
     """
-    is_run = Path(base[0]).suffix not in (".yaml", ".yml")
-    model, config = (_of_run if is_run else _of_config)(base, overrides)
+    is_config = Path(base[0]).suffix in SUFFIXES
+    is_config |= base[0] in config_names() and not Path(base[0]).exists()
+    model, config = (_of_config if is_config else _of_run)(base, overrides)
     OmegaConf.update(config, "data.params.codes", None)  # the images are wanted
     data = build_data(config.data)
     if not isinstance(data, DataModuleFromConfig):

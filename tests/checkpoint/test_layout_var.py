@@ -18,8 +18,10 @@ from taming.checkpoint.layouts import LAYOUTS, recognised
 from taming.checkpoint.layouts.base import shapes_of
 from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
+from taming.export.foreign import to_layout
 from taming.model_loading import load_model
 from taming.models.multi_scale import MultiScaleVQ
+from tests.kit.models import build, first_stage_config
 from tests.kit.real import TOKENIZERS, needs_tokenizers
 from tests.support import golden_weight
 
@@ -160,6 +162,25 @@ def test_full_size_numbers_of_weights_by_name() -> None:
     assert_near(decoded[..., :32, :32], golden["dec_top32"])
     assert_near(decoded[..., -32:, -32:], golden["dec_bottom32"])
     assert_near(torch.stack([decoded.mean(), decoded.std()]), golden["dec_mean_std"])
+
+
+def test_any_number_of_scales_is_written(tmp_path: Path) -> None:
+    """VAR's code is told the sides of the scales apart from its files."""
+    config = first_stage_config(
+        "taming.models.multi_scale.MultiScaleVQ", scales=[1, 3, 8], revive_after=2, lossconfig=None
+    )
+    model = build(config)
+    to_layout(model, "var", tmp_path / "vae.pth")
+    written = torch.load(tmp_path / "vae.pth")
+    assert written.keys() == VAR.from_model(model.state_dict()).keys()
+    assert written["quantize.ema_vocab_hit_SV"].shape == (3, 12)
+    del config["params"]["revive_after"]
+    (tmp_path / "own.yaml").write_text(json.dumps({"model": config}))
+    again: Any = load_model(tmp_path / "vae.pth", base=[tmp_path / "own.yaml"])
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(again.encode_to_indices(x), model.eval().encode_to_indices(x))
+    with pytest.raises(UserError, match="layout cannot hold this model, which by its names has no"):
+        to_layout(build(first_stage_config(lossconfig=None)), "var", tmp_path / "x.pth")
 
 
 def test_sizes_come_from_shapes() -> None:

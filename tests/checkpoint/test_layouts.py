@@ -104,7 +104,7 @@ def test_a_lone_file_is_loaded(name: str, tmp_path: Path, caplog: pytest.LogCapt
     torch.testing.assert_close(model.decode_indices(indices), model.decode(codes))
 
 
-@pytest.mark.parametrize("name", ["ibq", "open_magvit2", "simvq"])
+@pytest.mark.parametrize("name", ["llamagen", "ibq", "open_magvit2", "simvq"])
 def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     """As those projects evaluate; a frozen codebook has none, and stays as it is."""
     state = small_state(name)
@@ -118,10 +118,24 @@ def test_averages_have_names_without_dots(name: str, tmp_path: Path) -> None:
     others |= {"loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4)}
     others |= {"model_ema.lossdiscriminatormain0weight": torch.ones(4, 3, 4, 4)}
     torch.save({"state_dict": {**state, **average, **others}}, tmp_path / "x.ckpt")
+    by_our_names = LAYOUTS[name].to_model(state)
+    quantizer = type(instantiate_from_config(small_section(name)).quantize)
     for weights, added in ((None, 1), ("ema", 1), ("raw", 0)):
         model = taming.load(tmp_path / "x.ckpt", weights=weights)
+        assert type(model.quantize) is quantizer
         for key, tensor in model.state_dict().items():
-            assert torch.equal(tensor, state[key] + (0 if key == frozen else added)), key
+            assert torch.equal(tensor, by_our_names[key] + (0 if key == frozen else added)), key
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("part", ["discriminator.", "perceptual_loss.net."])
+def test_what_only_training_needs_is_left_out(name: str, part: str, tmp_path: Path) -> None:
+    """Also where it lies beside the tokenizer's own parts, and not under `loss.`."""
+    state = {**small_state(name), f"{part}main.0.weight": torch.zeros(4, 3, 4, 4)}
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path / "x.pt")
+    loaded = taming.load(tmp_path / "x.pt").state_dict()
+    by_our_names = LAYOUTS[name].to_model(small_state(name))
+    assert all(torch.equal(tensor, by_our_names[key]) for key, tensor in loaded.items())
 
 
 def test_a_training_file_of_llamagen(tmp_path: Path) -> None:
@@ -194,13 +208,37 @@ def test_a_layout_holds_only_its_projects_models(tmp_path: Path) -> None:
     mask = taming.load(foreign_file("maskgit", tmp_path))
     with pytest.raises(UserError, match="of a VQModel with CosineQuantizer, and this is a VQModel"):
         to_layout(with_attention(), "llamagen", tmp_path / "x.pt")
-    with pytest.raises(UserError, match="cannot hold this model"):
+    with pytest.raises(UserError, match="cannot hold this model, which by its names has no"):
         to_layout(mask, "llamagen", tmp_path / "x.pt")
+    with pytest.raises(UserError, match="model, whose names agree, but not how many blocks"):
+        to_layout(plain, "ibq", tmp_path / "x.pt")
+    moving = build(first_stage_config("taming.models.vqgan.EMAVQ", lossconfig=None))
+    message = r"which has 'quantize.embedding.\w+'; the format safetensors holds every model"
+    with pytest.raises(UserError, match=message):
+        to_layout(moving, "vqgan", tmp_path / "x.pt")
     with pytest.raises(UserError, match="this is a VQModel with CosineQuantizer"):
         to_layout(llama, "vqgan", tmp_path / "x.pt")
     with pytest.raises(UserError, match="cannot hold this model, which by its names has no"):
         to_layout(plain, "simvq", tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists() and "diffusers" not in FOREIGN
+
+
+@pytest.mark.parametrize("option", ["revive_after", "clustering"])
+@pytest.mark.parametrize("name", ["llamagen", "vqgan"])
+def test_what_revival_counts_may_begin_anew(option: str, name: str, tmp_path: Path) -> None:
+    """With it weights load that never had it, and without it those that had; neither is written."""
+    section = small_section(name)
+    section["params"]["quantizer_config"]["params"][option] = 3 if "after" in option else True
+    section["params"]["ckpt_path"] = str(foreign_file(name, tmp_path))
+    model = instantiate_from_config(section)
+    counted = [key for key in model.state_dict() if "idle" in key or "clusters" in key]
+    assert counted
+    to_layout(model, name, tmp_path / "x.pt")
+    torch.save(model.state_dict(), tmp_path / "ours.pt")
+    plain = taming.load(tmp_path / "x.pt")
+    assert taming.load(tmp_path / "ours.pt").quantize.n_e == 16
+    assert not [key for key in plain.state_dict() if key in counted]
+    assert torch.equal(plain.encoder.conv_in.weight, model.encoder.conv_in.weight)
 
 
 def with_attention() -> Any:

@@ -20,7 +20,7 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models import autoencoder_training
 from taming.models.autoencoder_training import AutoencoderTraining
-from taming.models.vqgan import VQModel, VQNoDiscModel, VQSegmentationModel
+from taming.models.vqgan import GumbelVQ, VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.losses.base import Reconstruction
 from tests.kit.first_stages import IMAGES, made
 from tests.kit.models import GAN_LOSS, cosine_config, ddconfig
@@ -282,6 +282,21 @@ def test_optimizers_have_the_published_betas_and_what_is_trained() -> None:
     assert trained == {id(parameter) for parameter in expected.values()}
     game = {id(p) for group in discriminator.param_groups for p in group["params"]}
     assert game == {id(parameter) for parameter in model.loss.discriminator.parameters()}
+
+
+SCHEDULE = {"target": "taming.lr_scheduler.CosineSchedule", "params": {"end": 0.5}}
+
+
+def test_every_model_has_averages_and_the_other_options_of_training(tmp_path: Path) -> None:
+    options = {"use_ema": True, "lr_g_factor": 0.5, "batch_resize_range": [32, 64]}
+    options["temperature_scheduler_config"] = SCHEDULE
+    weights = {
+        k: t + 1 for k, t in made(GumbelVQ, **options).state_dict().items() if "ema" not in k
+    }
+    torch.save({"state_dict": weights}, tmp_path / "model.ckpt")
+    model = made(GumbelVQ, **options, ckpt_path=str(tmp_path / "model.ckpt"))
+    assert (model.lr_g_factor, model.batch_resize_range) == (0.5, (32, 64))
+    assert torch.equal(model.model_ema.quantizeprojweight, weights["quantize.proj.weight"])
 
 
 def test_averages_follow_updates_and_start_from_what_is_loaded(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ def test_larger_images_are_sampled_by_rows(model: Any, masked: Any) -> None:
     assert indices(model, REQUESTS[:1], shape=(5, 6)).shape == (1, 30)
     with pytest.raises(UserError, match="are sampled row by row, one code after the other"):
         indices(model, REQUESTS[:1], SampleSettings(steps=2), shape=(5, 6))
-    with pytest.raises(UserError, match="of its training's size only"):
+    message = "its training's size only, 4 x 4 codes, and not 5 x 6; sample that size"
+    with pytest.raises(UserError, match=message):
         indices(masked, REQUESTS[:1], shape=(5, 6))
 
 
@@ -183,7 +184,12 @@ def test_larger_images_are_sampled_by_rows(model: Any, masked: Any) -> None:
         ("random", {"steps": 17}, "steps is 17, but the image has 16 codes"),
         ("masked", {"steps": 17}, "steps is 17, but the image has 16 codes"),
         ("random", {"order": (1, 0)}, "order has 2 places, and the image 16"),
-        ("random", {"order": (1, 1)}, "each place once, from 0 to 1"),
+        ("random", {"order": (1, 1)}, "each place once, from 0 to 1, and 1 is there twice"),
+        ("random", {"order": parse_order("0,0,1")}, "from 0 to 2, and 0 is there twice"),
+        ("random", {"order": (1, 2)}, r"each place once, from 0 to 1, not \(1, 2\)"),
+        ("raster", {"step_schedule": "linear"}, "step_schedule is linear, but one code"),
+        ("random", {"step_schedule": "linear"}, "say steps as well, or leave it out"),
+        ("random", {"confidence_noise": 1.0}, "confidence_noise is 1.0, but only models of att"),
         ("random", {"order": "spiral"}, "order is raster, random, or all places"),
         ("random", {"steps": 0}, "steps must be at least 1"),
         ("random", {"steps": 2.5}, "steps is a whole number"),

@@ -105,8 +105,8 @@ def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("4,8,8,8", "not inside"),
         ("0,0,8,9", "not inside"),
         ("0,0,9,8", "not inside"),
-        ("0,0,1,1", "keeps no whole patch of 2 x 2"),
-        ("0,0,8,8", "nothing to sample"),
+        ("0,0,1,1", "keeps no whole patch of 2 x 2 pixels; keep more of the image"),
+        ("0,0,8,8", "nothing to sample; keep less of it"),
     ],
 )
 def test_wrong_parts(keep: str, message: str) -> None:

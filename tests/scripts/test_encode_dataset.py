@@ -233,6 +233,14 @@ def test_untrained_first_stages_are_not_encoded_with(home: Path) -> None:
         encode(["--base", str(home / "transformer.yaml"), "--out", "x", *untrained])
 
 
+def test_shipped_configs_are_found_by_name() -> None:
+    with pytest.raises(UserError, match="the first stage is not trained"):
+        untrained = "model.params.first_stage_config.params.ckpt_path=null"
+        encode(["--base", "digits_transformer", "--out", "x", untrained])
+    with pytest.raises(UserError, match="there is no run or checkpoint at digits_transformers"):
+        encode(["--base", "digits_transformers", "--out", "x"])
+
+
 def test_codes_need_neither_images_nor_a_data_section(home: Path) -> None:
     """A first stage's run is enough to encode its data, and then a transformer without any."""
     files = write_images(Path("images"), 6, 16, 16)

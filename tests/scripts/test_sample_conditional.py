@@ -264,3 +264,31 @@ def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("taming.demo.sources.pixels_per_token", lambda model: 5000)
     text = error_of(app(monkeypatch, run, "-b", str(data)))
     assert text == "the sample has 20000 x 20000 pixels; 25,000,000 are allowed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "link", "settings"),
+    [
+        ({"order": "random"}, "", {}),
+        ({"order": "random"}, "order=random", {"order": "random"}),
+        ({"order": "random"}, "order=raster&steps=5", {"order": "raster", "steps": 5}),
+        ({"attention": "full"}, "", {"steps": 8}),
+        ({"attention": "full"}, "steps=3", {"steps": 3}),
+    ],
+)
+def test_models_of_several_orders_are_sampled_in_them(
+    changes: dict[str, Any],
+    link: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = {"attention": "full", "block_size": 17}
+    gpt = full if "attention" in changes else {"target_positions": True}
+    order = {name: value for name, value in changes.items() if name == "order"}
+    config = transformer_config({"vocab_size": 24, **gpt}, **order)
+    page = app(monkeypatch, tiny_run(tmp_path / "run", config), link=link)
+    calls = note_calls(monkeypatch)
+    sampled(page)
+    ((_, used, _),) = calls
+    assert used == SampleSettings(top_k=used.top_k, **settings)

@@ -18,7 +18,8 @@ from taming.errors import UserError
 Tensors = Mapping[str, Tensor]  # by name
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
-OPTIONAL = ("loss.", "model_ema.")  # what only training needs
+# What only training needs.
+OPTIONAL = ("loss.", "model_ema.", "discriminator.", "disc.", "perceptual_loss.", "lpips.")
 
 
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -47,6 +48,8 @@ class Layout:
             names are the same here.
         to_model: tensors by the project's names -> by ours; `from_model`: the inverse, for whole
             models.
+        written: the same as `config` of tensors that were a model of ours, where shapes alone tell
+            `config` too little; by default `config`.
         container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
@@ -61,6 +64,7 @@ class Layout:
     own_names: str | None = None
     to_model: Callable[[Tensors], dict[str, Tensor]] = dict
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
+    written: Callable[[Shapes], dict[str, Any]] | None = None
     container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:

@@ -67,8 +67,20 @@ def model_section(shapes: Shapes) -> dict[str, Any]:
             f"it has {n_scales} scales, and only the sides of VAR's own are known, which are "
             f"{' or '.join(map(str, SIDES))}; give a config of {TARGET} with scales by --base"
         )
+    return _section(shapes, SIDES[n_scales])
+
+
+def _with_some_scales(shapes: Shapes) -> dict[str, Any]:
+    """Likewise, of any number of scales, whose sides VAR's code is told apart from its files."""
+    n_scales = shapes[HITS][0]
+    section = _section(shapes, n_scales)
+    section["params"]["scales"] = list(range(1, n_scales + 1))
+    return section
+
+
+def _section(shapes: Shapes, side: int) -> dict[str, Any]:
     levels = len(numbers(shapes, r"encoder\.down\.(\d+)\.block\."))
-    ddconfig = ddconfig_of(shapes, SIDES[n_scales] * 2 ** (levels - 1))
+    ddconfig = ddconfig_of(shapes, side * 2 ** (levels - 1))
     n_embed, embed_dim = codebook_of(shapes)
     phis = _convolutions(shapes)
     sizes = {"n_embed": n_embed, "embed_dim": embed_dim, "ddconfig": ddconfig}
@@ -104,5 +116,6 @@ LAYOUT = Layout(
     config=model_section,
     to_model=to_model,
     from_model=from_model,
+    written=_with_some_scales,
     container="",
 )

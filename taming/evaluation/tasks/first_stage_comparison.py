@@ -129,7 +129,9 @@ def use_of_codes(results: Sequence[FirstStageResult]) -> str:
     """A paragraph: how many codes are in use, beside what the paper found."""
     phrases = []
     for result in results:
-        used, codes = int((result.counts > 0).sum()), len(result.counts)
+        codes = result.reconstructions["codes"]
+        # Levels that share their codes are counted apart.
+        used = int((result.counts.reshape(-1, codes).sum(0) > 0).sum())
         phrases.append(f"{result.name} {used:,} of {codes:,} ({used / codes:.1%})")
     return f"Codes in use: {', '.join(phrases)}. {ANCHOR}"
 

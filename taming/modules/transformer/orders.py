@@ -23,8 +23,9 @@ from taming.modules.transformer.decoding import CachedDecoder
 
 # Which share of the codes is still masked, or to be sampled, by the share of steps that are done
 # (arXiv 2202.04200, section 3.3).
+COSINE = "cosine"
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: math.cos(math.pi / 2 * done),
+    COSINE: lambda done: math.cos(math.pi / 2 * done),
     "linear": lambda done: 1 - done,
 }
 
@@ -60,7 +61,7 @@ def by_rows(codes: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(codes).scatter_(1, order, codes)
 
 
-def left_after(length: int, steps: int, schedule: str = "cosine") -> list[int]:
+def left_after(length: int, steps: int, schedule: str = COSINE) -> list[int]:
     """How many of `length` codes are left after each step, of which there are at most `length`.
 
     The last number is 0, and every step takes a code at least. 16 codes in 4 steps are left as

@@ -63,7 +63,8 @@ class MultiScaleQuantizer(Codebook):
         beta: weight of the term that pulls latents to their codes.
         using_znorm: compare directions alone; the codes that are taken keep their lengths.
         quant_resi: share of the convolution in phi; 0 is without convolutions.
-        share_quant_resi: how many convolutions there are for all scales; 0 is one for each.
+        share_quant_resi: how many convolutions there are for all scales; 0 is one for each. More
+            than there are scales leave some unused, which are not trained.
         remap, unknown_index: see `Codebook`; they hold for all scales.
         revive_after, least_use: see `ScaleRevival`; 0 leaves codes that are not used alone.
 
@@ -99,6 +100,8 @@ class MultiScaleQuantizer(Codebook):
         self.quant_resi = make_phis(share_quant_resi, n_scales, e_dim, quant_resi)
         self._n_phis = share_quant_resi or n_scales
         self._phi_of = phi_numbers(self._n_phis, n_scales)  # as no graph holds their computation
+        for number, phi in enumerate(self._phis()):  # DDP waits for gradients of all that train
+            phi.requires_grad_(number in self._phi_of)
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
         self.revival = (
@@ -187,14 +190,17 @@ class MultiScaleQuantizer(Codebook):
     def _upwards(self, grid: Tensor, scale: int, n_scales: int, size: Size) -> Tensor:
         """What the codes of a scale [B, p, q] add to the latents: [B, C, *size]."""
         codes = codebook.precise(F.embedding(grid, self.codes)).permute(0, 3, 1, 2)
+        usual = n_scales == len(self._phi_of)
+        number = (self._phi_of if usual else phi_numbers(self._n_phis, n_scales))[scale]
+        added: Tensor = self._phis()[number](bicubic_up(codes, size))
+        return added
+
+    def _phis(self) -> nn.ModuleList:
         phis = self.quant_resi
         if isinstance(phis, nn.ModuleDict):
             phis = phis["qresi_ls"] if "qresi_ls" in phis else nn.ModuleList([phis["qresi"]])
-        usual = n_scales == len(self._phi_of)
-        number = (self._phi_of if usual else phi_numbers(self._n_phis, n_scales))[scale]
         assert isinstance(phis, nn.ModuleList)
-        added: Tensor = phis[number](bicubic_up(codes, size))
-        return added
+        return phis
 
     def steps(self, z: Tensor, sizes: Sequence[Size] | None = None) -> Iterator[Step]:
         """What each scale takes of latents [B, C, h, w], coarse to fine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def test_parameters_and_speed_have_columns_of_their_own() -> None:
         "Images a second: the median of 3 warm rounds with one batch of 2 images of 16 x 8 pixels."
     ]
     assert use_of_codes(results).startswith("Codes in use: a 3 of 4 (75.0%), b 3 of 4 (75.0%). ")
+
+
+def test_codes_that_several_levels_share_are_of_one_codebook() -> None:
+    levels = replace(result("a", COLORS, {}), counts=np.array([3, 0, 0, 0, 1, 0, 2, 0]))
+    assert use_of_codes([levels]).startswith("Codes in use: a 2 of 4 (50.0%). ")
 
 
 def test_numbers_of_several_resizes_have_their_names() -> None:

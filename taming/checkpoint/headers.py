@@ -1,0 +1,73 @@
+"""Which model the weights in a safetensors file belong to, as the file's header says.
+
+Names and shapes do not tell all quantizers apart: codes by angle are saved like nearest ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+
+from taming.config import load_config, plain
+from taming.config_files import as_stage
+from taming.errors import UserError
+
+NAME = "taming_model"  # the entry of the header
+
+
+def header_of(model: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a file with the weights of a config's `model` section."""
+    return {"format": "pt", NAME: json.dumps(as_stage(plain(model)))}
+
+
+def section_in_header(path: Path) -> dict[str, Any] | None:
+    """The `model` section that a file's header has; None of other files.
+
+    It is trusted as little as the configs of others' runs.
+
+    Raises:
+        UserError: for what is no such section, and for names that are not trusted.
+    """
+    text = _entry(path)
+    if text is None:
+        return None
+    try:
+        section = json.loads(text)
+    except (ValueError, RecursionError):
+        section = None
+    if not _is_section(section):
+        raise UserError(
+            f"the header of {path} has '{NAME}', which names no model; name its YAML with --base"
+        )
+    with TemporaryDirectory() as folder:  # all checks of strangers' configs are those of files
+        copy = Path(folder, f"the header of {path.name}")
+        copy.write_text(json.dumps({"model": section}), encoding="utf-8")
+        try:
+            config = load_config([], stored=[copy], used=["model"])
+        except UserError as error:
+            raise UserError(str(error).replace(f"{folder}{os.sep}", "")) from None
+    checked: Any = OmegaConf.to_container(config.model)
+    return dict(checked)
+
+
+def _is_section(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("target"), str):
+        return False
+    return isinstance(value.get("params", {}), dict)
+
+
+def _entry(path: Path) -> str | None:
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(NAME)
+    except (SafetensorError, OSError):  # what is wrong with it is said where it is read
+        return None
