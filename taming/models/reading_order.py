@@ -50,6 +50,16 @@ class ReadingOrder:
     def __post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
             raise UserError(f"order is one of {', '.join(ORDERS)}, not {shorten(self.order)}")
+        first, last = map(percent, self.anneal)
+        if (0 < first < 1) == (0 < last < 1):  # two shares, or two steps, of whatever run
+            self._require_rise(first, last)
+
+    def _require_rise(self, first: float, last: float) -> None:
+        if last < first:
+            raise UserError(
+                f"model.params.anneal is {list(self.anneal)}; the second must not be before the "
+                "first"
+            )
 
     @property
     def any(self) -> bool:
@@ -65,11 +75,7 @@ class ReadingOrder:
         if self.order != "annealed":
             return self.by_rows or 0.0
         first, last = (run.steps_of(percent(value), "model.params.anneal") for value in self.anneal)
-        if last < first:
-            raise UserError(
-                f"model.params.anneal is {list(self.anneal)}; the second must not be before the "
-                "first"
-            )
+        self._require_rise(first, last)
         done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
         return done * (1.0 if self.by_rows is None else self.by_rows)
 

@@ -78,7 +78,9 @@ def test_rows_come_back_between_two_shares_of_the_run() -> None:
     with pytest.raises(UserError, match="order is one of raster, permuter, random, annealed, not"):
         ReadingOrder("spiral")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must not be before the first"):
-        ReadingOrder("annealed", (0.5, 0.2)).raster_share(0, run)
+        ReadingOrder("annealed", (0.5, 0.2))
+    with pytest.raises(UserError, match="the second must not be before the first"):
+        ReadingOrder("annealed", (300, "25%")).raster_share(0, run)
 
 
 def test_a_share_is_read_by_rows_in_every_step(tmp_path: Path) -> None:
