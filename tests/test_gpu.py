@@ -18,6 +18,7 @@ from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
 from taming.config import instantiate_from_config
 from taming.lightning_internals import scaler_of
+from taming.modules.gpu_sampling import runs_triton
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.transformer.own_methods import one_pass_logits
 from taming.modules.transformer.token_choice import sample_token
@@ -232,3 +233,43 @@ def test_snapshots_hold_what_was_there() -> None:
     tensor.zero_()
     assert torch.equal(snapshot.content["weight"], expected)
     assert snapshot.buffers[0].is_pinned()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1536, 4608), (1536, 16384), (6144, 1536)])
+def test_few_rows_times_a_matrix_in_a_row(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """Of the published sizes; kernels that start while the one before still runs read its output."""
+    assert runs_triton(torch.device("cuda"))
+    from taming.modules.triton_kernels import few_rows
+
+    torch.manual_seed(0)
+    there, back = (torch.randn(*shape, device="cuda") for shape in ((outputs, inputs),) * 2)
+    there, back = (there / inputs**0.5).to(dtype), (back.T.contiguous() / outputs**0.5).to(dtype)
+    gain, shift = torch.randn(2, inputs, device="cuda", dtype=dtype).unbind()
+    x = torch.randn(2, inputs, device="cuda", dtype=dtype)
+    y, exact = x, x.double()
+    for _ in range(20):
+        y = few_rows(few_rows(y, there, norm=(gain, shift), gelu=True), back, other=x)
+        normed = torch.nn.functional.layer_norm(exact, (inputs,), gain.double(), shift.double())
+        hidden = torch.nn.functional.gelu(normed @ there.double().T)
+        exact = hidden @ back.double().T + x.double()
+    error = (y.double() - exact).norm() / exact.norm()
+    assert error < (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+def test_attention_to_the_filled_part_of_a_cache() -> None:
+    assert runs_triton(torch.device("cuda"))
+    from taming.modules.triton_kernels import attend_to_cache
+
+    torch.manual_seed(0)
+    for batch in (1, 64):  # of which programs read much and little at once
+        cache = torch.randn(2, batch, 24, 256, 64, device="cuda")
+        for position in (0, 1, 127, 128, 129, 255):
+            qkv = torch.randn(batch, 3 * 24 * 64, device="cuda")
+            cache[:, :, :, position:] = torch.nan
+            y = attend_to_cache(qkv, cache, torch.tensor([position], device="cuda"))
+            query = qkv.view(batch, 3, 24, 1, 64)[:, 0]
+            keys, values = cache[..., : position + 1, :]
+            expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
+            torch.testing.assert_close(y, expected.reshape(y.shape), rtol=1e-4, atol=1e-5)
+            cache = torch.randn_like(cache)

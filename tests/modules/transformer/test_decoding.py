@@ -88,11 +88,12 @@ def test_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("most", [1, 3])  # one row has kernels of its own
 @pytest.mark.parametrize("compiled", [False, True])
-def test_steps_recorded_as_a_graph(compiled: bool) -> None:
-    decoder = CachedDecoder(golden_gpt().cuda(), 3, 20, compiled=compiled)
+def test_steps_recorded_as_a_graph(compiled: bool, most: int) -> None:
+    decoder = CachedDecoder(golden_gpt().cuda(), most, 20, compiled=compiled)
     assert decoder.static
-    for rows in (3, 2, 3):
+    for rows in (most, (most + 1) // 2, most):
         c = TENSORS["greedy.c"][:rows].cuda()
         tokens = generate(decoder, c, 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens.cpu(), TENSORS["greedy.out"][:rows])
