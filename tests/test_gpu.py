@@ -238,7 +238,7 @@ def test_snapshots_hold_what_was_there() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1536, 4608), (1536, 16384), (6144, 1536)])
 def test_few_rows_times_a_matrix_in_a_row(inputs: int, outputs: int, dtype: torch.dtype) -> None:
-    """Of the published sizes; kernels that start while the one before still runs read its output."""
+    """Of the published sizes; each kernel reads what the one before has just written."""
     assert runs_triton(torch.device("cuda"))
     from taming.modules.triton_kernels import few_rows
 
@@ -248,7 +248,7 @@ def test_few_rows_times_a_matrix_in_a_row(inputs: int, outputs: int, dtype: torc
     gain, shift = torch.randn(2, inputs, device="cuda", dtype=dtype).unbind()
     x = torch.randn(2, inputs, device="cuda", dtype=dtype)
     y, exact = x, x.double()
-    for _ in range(20):
+    for _ in range(6):
         y = few_rows(few_rows(y, there, norm=(gain, shift), gelu=True), back, other=x)
         normed = torch.nn.functional.layer_norm(exact, (inputs,), gain.double(), shift.double())
         hidden = torch.nn.functional.gelu(normed @ there.double().T)
