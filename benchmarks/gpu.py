@@ -59,9 +59,11 @@ def benchmark(name: str, words: str, seconds: int, **figures: str) -> Step:
 
 def files_for_gpus(tests: Path = ROOT / "tests") -> list[str]:
     """The tests that are marked so: others may import what is not installed beside a GPU."""
-    paths = (path for path in sorted(tests.rglob("test_*.py")))
-    marked = (path for path in paths if "pytest.mark.gpu" in path.read_text("utf-8"))
-    return [str(path.relative_to(tests.parent)) for path in marked]
+    return [
+        str(path.relative_to(tests.parent))
+        for path in sorted(tests.rglob("test_*.py"))
+        if "pytest.mark.gpu" in path.read_text("utf-8")
+    ]
 
 
 # The most valuable first. Together they take less than nine minutes.

@@ -47,10 +47,10 @@ def interleaved(
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds that one call takes."""
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     call()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 
@@ -77,7 +77,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     return (limits.peak_memory() or 0) - before
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until what was begun on a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -329,13 +329,8 @@ def print_row(name: str, row: dict[str, Any]) -> None:
     print(f"{name}: {figures}", flush=True)
 
 
-def result_name(args: argparse.Namespace) -> str:
-    """Of the file with the figures."""
-    parts = ("alone" if args.alone else None, args.only)
-    return "-".join(filter(None, ("sampling", args.size, args.precision, *parts)))
-
-
-def parser() -> argparse.ArgumentParser:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--device", default="auto")
@@ -354,12 +349,7 @@ def parser() -> argparse.ArgumentParser:
     parts = ("steps", "windows", "parallel")
     parser.add_argument("--only", choices=parts, help="measure one of the parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
-    return parser
-
-
-@command
-def main() -> None:
-    args = parser().parse_args()
+    args = parser.parse_args()
     device = choose_device(args.device)
     shape, grid = SIZES[args.size]
     report: dict[str, Any] = {"precision": args.precision, "compiled": args.compile}
@@ -371,7 +361,9 @@ def main() -> None:
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     report["kernels"] = dict(choices)
     if not args.no_results:
-        path = write_results(result_name(args), device, report)
+        alone = "alone" if args.alone else None
+        name = filter(None, ("sampling", args.size, args.precision, alone, args.only))
+        path = write_results("-".join(name), device, report)
         print(f"written to {path}")
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from codes import batches, training_step
-from footprint import Meter
-from measure import write_results
+from footprint import PEAK, Meter
+from measure import synchronise, write_results
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from training import FAST, REUSE, _make_up_lpips, our_first_stage_step
+from training import FAST, REUSE, first_stage_of, our_first_stage_step
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.devices import choose_device
@@ -32,20 +32,15 @@ from taming.errors import command
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Dense bf16 by the data sheets, without sparsity.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+PEAKS = {"H100": PEAK, "H200": PEAK, "A100": 312e12}
 Step = Callable[[], None]
 Cast = Callable[[], Any]
 
 
 def first_stage(args: argparse.Namespace, device: torch.device, compiled: bool) -> Step:
     config = load_config([args.config or CONFIGS / "custom_vqgan.yaml"], args.overrides).model
-    config.params.update({**FAST, **REUSE, "compile": compiled})
-    with device:
-        model = instantiate_from_config(config).train()
-    _make_up_lpips(model.loss.perceptual_loss)
-    model = model.to(device)
-    side = args.size or config.params.ddconfig.resolution
-    x = torch.rand(args.batch_size, 3, side, side, device=device) * 2 - 1
+    options = {**FAST, **REUSE, "compile": compiled}
+    model, x = first_stage_of(config, options, args, device)
     return our_first_stage_step(model, x, lambda: cast(device))
 
 
@@ -72,11 +67,6 @@ MODELS = {"first_stage": first_stage, "transformer": transformer}
 
 def cast(device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16)
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_a_step(step: Step, device: torch.device, steps: int, rounds: int) -> list[float]:

@@ -78,12 +78,7 @@ class Bench:
 
     def _first_stage(self, options: Mapping[str, bool] | None, cast: Callable[[], Any]) -> Step:
         config = load_config([CONFIGS / f"{FIRST_STAGES[self.args.stage]}.yaml"]).model
-        config.params.update(options or {})
-        model = instantiate_from_config(config).train()
-        _make_up_lpips(model.loss.perceptual_loss)
-        model = model.to(self.device)
-        side = self.args.size or config.params.ddconfig.resolution
-        x = torch.rand(self.args.batch_size, 3, side, side, device=self.device) * 2 - 1
+        model, x = first_stage_of(config, options or {}, self.args, self.device)
         if options is None:
             return first_stage_step(model, x, cast)
         return our_first_stage_step(model, x, cast)
@@ -99,6 +94,19 @@ class Bench:
         if options is None:
             return transformer_step(gpt, tokens, condition, cast)
         return our_transformer_step(gpt, tokens, condition, cast)
+
+
+def first_stage_of(
+    config: Any, options: Mapping[str, bool], args: argparse.Namespace, device: torch.device
+) -> tuple[Any, Tensor]:
+    """A first stage of a config's `model` section in training, and a batch of `args.batch_size`
+    images, of `args.size` pixels a side or the config's."""
+    config.params.update(options)
+    model = instantiate_from_config(config).train()
+    _make_up_lpips(model.loss.perceptual_loss)
+    side = args.size or config.params.ddconfig.resolution
+    x = torch.rand(args.batch_size, 3, side, side, device=device) * 2 - 1
+    return model.to(device), x
 
 
 def _make_up_lpips(network: Any) -> None:

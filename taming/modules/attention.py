@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from taming.devices import dtype_name
 from taming.kernel_choice import TORCH, Ways, fastest
-from taming.modules.linear import is_traced
+from taming.modules.real_tensors import is_traced
 
 WRITTEN_OUT = "written out"
 # Shorter sequences are too small to matter. Of longer ones, scores take more than all else.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taming.kernel_choice import TORCH, TRITON, choices, named_kernel
+from taming.modules.real_tensors import is_traced
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +29,13 @@ def runs_triton(device: torch.device, kernel: str | None = None) -> bool:
 
 def is_real(x: Tensor) -> bool:
     """Whether a tensor is on a GPU, not one that only pretends to be, or is traced."""
-    return x.is_cuda and type(x) is Tensor and not torch.compiler.is_compiling()
+    return x.is_cuda and not is_traced(x)
 
 
 def sampling_kernel_of_gpu(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
     """`TRITON` or `TORCH`, for the linear layers of a decoder of so many sequences."""
-    real = type(weight) in (Tensor, torch.nn.Parameter)
     few = rows <= FEW_ROWS and dtype in DTYPES
-    choice = TRITON if real and few and runs_triton(weight.device) else TORCH
+    choice = TRITON if few and is_real(weight) and runs_triton(weight.device) else TORCH
     choices[f"sampling on a GPU, {rows} rows"] = choice
     return choice
 

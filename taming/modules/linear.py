@@ -28,6 +28,7 @@ from taming.modules.linear_kernels import (
     onednn_linear,
 )
 from taming.modules.packed_weight import Packed, PackedWeight, unpack_in_place
+from taming.modules.real_tensors import REAL, is_traced
 
 # Smaller weights and fewer rows of a training step take torch's kernel: what starting any kernel
 # takes decides there.
@@ -36,9 +37,6 @@ LEAST_WEIGHTS, LEAST_ROWS = 2**19, 64
 MOST_ROWS_SAMPLED, MOST_ROWS_TRAINED = 32, 256
 
 MEASURED_BYTES = 2**26
-
-# Tensors that are there: others only pretend to be (FakeTensor), or are parts of one (DTensor).
-REAL = (Tensor, nn.Parameter, PackedWeight)
 
 
 def _is_open(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -138,12 +136,6 @@ def training_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.to(dtype)
     y: Tensor = _OneDNNFunction.apply(x.to(dtype), weight.to(dtype), bias)
     return y
-
-
-def is_traced(*tensors: Tensor) -> bool:
-    """Whether a graph is made for torch.compile or a file, or tensors only pretend to be there."""
-    real = all(type(tensor) in REAL for tensor in tensors)
-    return not real or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def training_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:

@@ -23,7 +23,7 @@ from taming.modules.packed_weight import (
     unpack_in_place,
 )
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # weight and bias
 
 # How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
 # ranges, the usual order is as fast or faster.
@@ -130,35 +130,31 @@ class FewRowsLinear(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, x: Tensor, norm: Pair | None = None) -> Tensor:
-        """Of `x` behind a LayerNorm with the gain and shift `norm`."""
-        if self._few(x):
-            return self._product(x, norm=norm)
-        return self.torch(_normed(x, norm))
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x) if self.takes(x) else self._plain(x)
 
-    def gelu(self, x: Tensor, norm: Pair | None = None) -> Tensor:
-        if self._few(x):
-            return self._product(x, norm=norm, gelu=True)
-        return self.torch.gelu(_normed(x, norm))
+    def gelu(self, x: Tensor) -> Tensor:
+        return self._product(x, gelu=True) if self.takes(x) else self._plain.gelu(x)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self._product(x, other=other) if self._few(x) else self.torch.plus(x, other)
+        return self._product(x, other=other) if self.takes(x) else self._plain.plus(x, other)
+
+    def behind_norm(self, x: Tensor, norm: Pair, epsilon: float, *, gelu: bool) -> Tensor:
+        """Of few rows that go through a LayerNorm with the gain and shift `norm` first."""
+        return self._product(x, norm=norm, epsilon=epsilon, gelu=gelu)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether `x` (N, in) has few rows."""
+        return len(x) <= FEW_ROWS and is_real(x)
 
     @property
-    def torch(self) -> TorchLinear:
+    def _plain(self) -> TorchLinear:
         return TorchLinear(self.weight, self.bias)
-
-    def _few(self, x: Tensor) -> bool:
-        return len(x) <= FEW_ROWS and is_real(x)
 
     def _product(self, x: Tensor, **options: Any) -> Tensor:
         from taming.modules.triton_kernels import few_rows
 
         return few_rows(x, self.weight, self.bias, **options)
-
-
-def _normed(x: Tensor, norm: Pair | None) -> Tensor:
-    return x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
 
 
 SamplingLinear = TorchLinear | OneDNNLinear | Int8Linear | FewRowsLinear

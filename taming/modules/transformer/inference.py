@@ -20,12 +20,19 @@ from torch.nn import functional as F
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
 from taming.modules.linear import sampling_kernel
-from taming.modules.linear_kernels import FewRowsLinear, SamplingLinear, linear, sampling_linear
+from taming.modules.linear_kernels import (
+    FewRowsLinear,
+    Pair,
+    SamplingLinear,
+    linear,
+    sampling_linear,
+)
 from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
 from taming.modules.transformer.plain import is_plain
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import (
+    EPSILON,
     NormKind,
     embed_classes,
     modulate,
@@ -35,8 +42,6 @@ from taming.modules.transformer.variants import (
     swiglu,
 )
 from taming.user_code import name_of
-
-Pair = tuple[Tensor, Tensor]  # weight and bias
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,10 @@ def of_normed(
     gelu: bool = False,
 ) -> Tensor:
     """A linear layer, and GELU, of `normalized` `x`; in one kernel where there is one for it."""
-    if isinstance(product, FewRowsLinear) and kind == "layer" and not change:
+    plain = kind == "layer" and not change
+    if plain and isinstance(product, FewRowsLinear) and product.takes(x):
         gain, shift = norm
-        return (product.gelu if gelu else product)(x, (gain, shift))
+        return product.behind_norm(x, (gain, shift), EPSILON, gelu=gelu)
     normed = normalized(x, norm, kind, change)
     return product.gelu(normed) if gelu else product(normed)
 
