@@ -117,7 +117,7 @@ def on_gpu() -> str:
         f"| {machine(first)} | images a second | of what it can compute |\n|---|---|---|",
         f"| training of a VQGAN, f16 at full size with LPIPS, 256 x 256, batch "
         f"{first['batch_size']}: bf16 with `compile`, `channels_last`, `fused_optimizer`, "
-        f"`reuse_reconstruction` | {_rate(first)} | {_share(first)} |",
+        f"`reuse_reconstruction`, `bf16_networks` | {_rate(first)} | {_share(first)} |",
         f"| training of the class-conditional transformer of 1.4 billion parameters on cached "
         f"codes, batch {second['batch_size']}: bf16 with `compile`, `fused_optimizer` "
         f"| {_rate(second)} | {_share(second)} |",

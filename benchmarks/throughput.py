@@ -1,6 +1,6 @@
 """Images a second of training at the papers' sizes, and the share of what the GPU can compute.
 
-    python benchmarks/throughput.py first_stage --batch_size 16 --device cuda
+    python benchmarks/throughput.py first_stage --batch_size 96 --device cuda
     python benchmarks/throughput.py transformer --batch_size 64 --device cuda --profile
 
 The first stage is f16 of 256 x 256 with LPIPS and discriminator, configs/custom_vqgan.yaml; the
@@ -39,6 +39,7 @@ Cast = Callable[[], Any]
 
 def first_stage(args: argparse.Namespace, device: torch.device, compiled: bool) -> Step:
     config = load_config([args.config or CONFIGS / "custom_vqgan.yaml"], args.overrides).model
+    config.params.lossconfig.params.bf16_networks = True
     options = {**FAST, **REUSE, "compile": compiled}
     model, x = first_stage_of(config, options, args, device)
     return our_first_stage_step(model, x, lambda: cast(device))

@@ -36,6 +36,7 @@ from taming.sampling.sizes import tokens_for, trained_shape
 from taming.shipped import find_config, shipped
 
 LANDSCAPES, SCENE = "data/landscapes", (128, 128)
+GUIDED = ("--guidance", "3")  # towards maps and layouts, which models then follow closely
 SAMPLING = ("--top_k", "200", "--top_p", "0.92", "--temperature", "0.9")
 SETTINGS = SampleSettings(temperature=0.9, top_k=200, top_p=0.92)
 PAINTED = "painted_map.png"  # in configs/gallery
@@ -181,12 +182,14 @@ def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Imag
 
 
 def of_map(shop: Workshop, kind: str) -> Image.Image:
-    """Maps of validation, what the model makes of them, and what they are maps of."""
+    """Six maps of validation from first to last, what the model makes of them, and what they are
+    maps of."""
     run = shop.transformer(kind, kind)
-    flags = ("-n", shop.count(6), "--batch_size", "6")
-    folder = shop.samples("sample-data", run, kind, flags)
+    folder = shop.samples("sample-data", run, kind, ("--batch_size", "16", *GUIDED))
     parts = ("conditioning", "samples", "originals")
-    rows = [[cell_of(path) for path in sorted(folder.glob(f"*/{part}/*.png"))] for part in parts]
+    columns = sorted(path.name for path in folder.glob("*/samples/*.png"))
+    shown = [columns[number * len(columns) // 6] for number in range(6)]
+    rows = [[cell_of(next(folder.glob(f"*/{part}/{name}"))) for name in shown] for part in parts]
     return grid(rows, side=160)
 
 
@@ -194,7 +197,7 @@ def of_boxes(shop: Workshop) -> Image.Image:
     """Layouts of validation, and two samples of each."""
     run = shop.transformer("boxes")
     sizes = ("-R", "128,128", "-n", shop.count(6), "-N", shop.count(2), "--batch_size", "6")
-    folder = shop.samples("scenes", run, "boxes", sizes)
+    folder = shop.samples("scenes", run, "boxes", (*sizes, *GUIDED))
     layouts = sorted(folder.glob("*/layouts/*.png"))
     columns = [
         [layout, *sorted(layout.parent.parent.glob(f"samples/{layout.stem}/*.png"))]

@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,18 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
+def multiplying_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """A context in which products are computed in `dtype`, if that is not float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @contextmanager
 def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Autocast to `dtype`; with float32, convolutions keep the 13 bits that TF32 would drop."""
     cudnn = torch.backends.cudnn
     kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
     exact = cudnn.flags(cudnn.enabled, **kept, allow_tf32=False)
-    with exact, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with exact, multiplying_in(dtype, device):
         yield
 
 
@@ -113,6 +118,12 @@ def keep_precise(module: nn.Module, names: Sequence[str]) -> None:
     parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in parts:
         part.forward = precise(part.forward)
+
+
+def current_device_of(x: Tensor) -> Any:
+    """A context in which the device of `x` is the current one, on which Triton starts kernels."""
+    elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if elsewhere else nullcontext()
 
 
 def available_cpus() -> int:

@@ -18,7 +18,9 @@ from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
 from taming.config import instantiate_from_config
 from taming.lightning_internals import scaler_of
-from taming.modules.gpu_sampling import runs_triton
+from taming.modules.diffusionmodules.layers import fuses
+from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.gpu_kernels import runs_triton
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.transformer.own_methods import one_pass_logits
 from taming.modules.transformer.token_choice import sample_token
@@ -273,3 +275,32 @@ def test_attention_to_the_filled_part_of_a_cache() -> None:
             expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
             torch.testing.assert_close(y, expected.reshape(y.shape), rtol=1e-4, atol=1e-5)
             cache = torch.randn_like(cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_of_channels_last_are_as_exact_as_torchs(dtype: torch.dtype) -> None:
+    """Of encoder and decoder, forward and backward, against one without them in float32."""
+    assert runs_triton(torch.device("cuda"), task="normalization")
+    torch.manual_seed(0)
+    sizes = {"ch": 64, "out_ch": 3, "ch_mult": (1, 2), "num_res_blocks": 1, "resolution": 48}
+    sizes |= {"attn_resolutions": [24], "in_channels": 3, "z_channels": 16, "double_z": False}
+    both = torch.nn.Sequential(Encoder(**sizes), Decoder(**sizes)).cuda()  # type: ignore[arg-type]
+    x = torch.randn(3, 3, 48, 40, device="cuda", requires_grad=True)
+    errors = {}
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        both.to(memory_format=memory_format)
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            y = both(x.contiguous(memory_format=memory_format))
+        assert fuses(y) is (memory_format == torch.channels_last)
+        found = [y, *torch.autograd.grad(y.float().square().sum(), [x, *both.parameters()])]
+        if not errors:
+            exact = both(x)
+            exact = [exact, *torch.autograd.grad(exact.square().sum(), [x, *both.parameters()])]
+        errors[memory_format] = [
+            float((one - true).norm() / true.norm())
+            for one, true in zip(found, exact, strict=True)
+            if true.norm() > 1e-4 * exact[0].norm()
+        ]
+    theirs, ours = errors.values()
+    assert len(ours) > 50 and max(ours) < 2 * max(theirs) + 1e-4
+    assert sum(ours) < 1.3 * sum(theirs) + 1e-3

@@ -17,6 +17,7 @@ from taming.config_values import FilePath, Fraction
 from taming.errors import UserError
 from taming.modules import magvit2, maskgit
 from taming.modules.diffusionmodules.model import Decoder, Encoder, Level, Middle
+from taming.modules.gpu_kernels import runs_triton
 from taming.modules.losses.base import FirstStageLoss
 from taming.modules.transformer.gpt import GPT
 
@@ -118,7 +119,8 @@ class TrainingWays(SharedWays):
     Attributes:
         reuse_reconstruction: the discriminator sees what the autoencoder made of the batch before
             its update, not after it: one pass of the autoencoder less.
-        compile: the blocks of encoder and decoder, LPIPS and the discriminator.
+        compile: the blocks of encoder and decoder, LPIPS and the discriminator; blocks that have
+            kernels of their own on a GPU (with `channels_last`) stay as they are.
         channels_last: weights and images with the channels side by side in memory, as
             convolutions of reduced precision want them.
     """
@@ -147,10 +149,15 @@ class TrainingWays(SharedWays):
             # The compiler makes no backward pass of a backward pass, of which a penalty needs one.
             loss = model.loss
             twice = isinstance(loss, FirstStageLoss) and loss.differentiates_twice
-            for part in (*_blocks(model), *_networks_of_loss(model, discriminator=not twice)):
+            for part in _networks_of_loss(model, discriminator=not twice):
                 part.compile(dynamic=False)  # a graph for each of the few sizes
-            for end in (part for part in model.modules() if isinstance(part, Encoder | Decoder)):
-                end.activated = torch.compile(end.activated, dynamic=False)  # type: ignore[method-assign]
+            if not self._has_kernels(model):
+                _compile_blocks(model)
+
+    def _has_kernels(self, model: nn.Module) -> bool:
+        """Whether blocks run in the kernels of `taming.modules.diffusionmodules.norm_kernels`."""
+        device = next(model.parameters()).device
+        return self.channels_last and runs_triton(device, task="normalization")
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
         """Lay the states that were resumed out in memory as the parameters are."""
@@ -167,6 +174,13 @@ def _blocks(model: nn.Module) -> Iterator[Blocks]:
     for module in model.modules():
         if isinstance(module, Blocks):
             yield module
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    for part in _blocks(model):
+        part.compile(dynamic=False)
+    for end in (part for part in model.modules() if isinstance(part, Encoder | Decoder)):
+        end.activated = torch.compile(end.activated, dynamic=False)  # type: ignore[method-assign]
 
 
 def _networks_of_loss(model: nn.Module, *, discriminator: bool) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from taming.devices import dtype_name
 from taming.kernel_choice import KERNELS, ONEDNN, PACKED, TORCH, Ways, fastest, named_kernel
-from taming.modules.gpu_sampling import sampling_kernel_of_gpu
+from taming.modules.gpu_kernels import sampling_kernel_of_gpu
 from taming.modules.linear_kernels import (
     OneDNNLinear,
     SamplingLinear,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taming.kernel_choice import PACKED, TORCH, TRITON
-from taming.modules.gpu_sampling import FEW_ROWS, is_real
+from taming.modules.gpu_kernels import FEW_ROWS, is_real
 from taming.modules.packed_weight import (
     Packed,
     Quantized,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, Pixels, Range
 from taming.errors import UserError
+from taming.modules.diffusionmodules.layers import normalized
 from taming.modules.diffusionmodules.levels import (
     GROUPS,
     check_blocks,
@@ -23,7 +24,7 @@ from taming.modules.diffusionmodules.levels import (
     regroup,
     runner,
 )
-from taming.modules.diffusionmodules.model import Multipliers, Normalize, nonlinearity
+from taming.modules.diffusionmodules.model import Multipliers, Normalize
 
 EPS = 1e-6  # of normalizations
 
@@ -40,8 +41,9 @@ class Block(nn.Module):
             self.nin_shortcut = conv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
-        h = self.conv2(nonlinearity(self.norm2(h)))
+        h, x = normalized(self.norm1, x)  # swished
+        h, _ = normalized(self.norm2, self.conv1(h))  # (B, out, H, W)
+        h = self.conv2(h)
         out: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
         return out
 
@@ -156,7 +158,7 @@ class Magvit2Encoder(nn.Module):
         h = self.conv_in(x)  # (B, ch, H, W)
         for part in (*self.down, *self.mid_block):
             h = part(h)
-        latents: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        latents: Tensor = self.conv_out(normalized(self.norm_out, h)[0])
         return latents
 
 
@@ -207,5 +209,5 @@ class Magvit2Decoder(nn.Module):
             if len(self.adaptive):
                 h = self.adaptive[i](h, z)
             h = self.up[i](h)
-        images: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        images: Tensor = self.conv_out(normalized(self.norm_out, h)[0])
         return images

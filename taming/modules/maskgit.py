@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.config_values import Count, FractionBelowOne, Pixels, Range
+from taming.modules.diffusionmodules.layers import normalized
 from taming.modules.diffusionmodules.levels import (
     GROUPS,
     check_blocks,
@@ -23,7 +24,7 @@ from taming.modules.diffusionmodules.levels import (
     regroup,
     runner,
 )
-from taming.modules.diffusionmodules.model import Multipliers, Normalize, nonlinearity
+from taming.modules.diffusionmodules.model import Multipliers, Normalize
 
 
 class Block(nn.Module):
@@ -44,8 +45,9 @@ class Block(nn.Module):
             self.nin_shortcut = conv(out_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
-        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))
+        h, x = normalized(self.norm1, x)  # swished
+        h, _ = normalized(self.norm2, self.conv1(h))  # (B, out, H, W)
+        h = self.conv2(self.dropout(h))
         out: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
         return out
 
@@ -113,7 +115,7 @@ class MaskGitEncoder(nn.Module):
             h = level(F.avg_pool2d(h, 2) if number else h)
         for block in self.mid:
             h = block(h)
-        latents: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        latents: Tensor = self.conv_out(normalized(self.norm_out, h)[0])
         return latents
 
 
@@ -155,5 +157,5 @@ class MaskGitDecoder(nn.Module):
         h: Tensor = self.conv_in(z)  # (B, ch * ch_mult[-1], h, w)
         for part in (*self.mid, *reversed(self.up)):
             h = part(h)
-        images: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        images: Tensor = self.conv_out(normalized(self.norm_out, h)[0])
         return 2 * images - 1

@@ -5,13 +5,12 @@ one pass over its weight that takes the normalization before it along, and what 
 Attention reads as much of the cache as is filled, which a recorded graph of torch's cannot, and
 adds the token's own keys and values to it.
 
-Import it where `taming.modules.gpu_sampling` says that it runs.
+Import it where `taming.modules.gpu_kernels` says that it runs.
 """
 
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from taming.devices import current_device_of
 
 Norm = tuple[Tensor, Tensor]  # gain and shift of a LayerNorm, (in,) each
 
@@ -184,7 +185,7 @@ def few_rows(
     y = x.new_empty(rows, outputs)
     gain, shift = norm or (x, x)  # pointers that are not used have to be some
     options = _few_rows_options(rows, inputs, outputs)
-    with _device_of(x):
+    with current_device_of(x):
         _few_rows[(triton.cdiv(outputs, options["BLOCK_OUT"]),)](
             *(x, weight, x if bias is None else bias, gain, shift),
             *(x if other is None else other.contiguous(), y, epsilon),
@@ -221,7 +222,7 @@ def attend_to_cache(qkv: Tensor, cache: Tensor, position: Tensor) -> Tensor:
     batch = len(qkv)
     y = qkv.new_empty(batch, heads * size)
     size_2 = triton.next_power_of_2(size)
-    with _device_of(qkv):
+    with current_device_of(qkv):
         _attend_to_cache[(batch * heads,)](
             *(qkv.contiguous(), cache, position, y, size**-0.5, cache.stride(0)),
             LENGTH=length,
@@ -247,8 +248,3 @@ def _starts_early(device: torch.device) -> dict[str, bool]:
     early = device.type == "cuda" and torch.version.hip is None
     early = early and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
-
-
-def _device_of(x: Tensor) -> Any:
-    """Triton starts kernels on the current device, whatever the tensors' is."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

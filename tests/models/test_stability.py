@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from taming.errors import UserError
@@ -212,6 +212,27 @@ def test_both_sides_gradients_have_one_scale(tmp_path: Path) -> None:
     in_half(tmp_path, scaler, max_steps=1).fit(model, batches(2))
     assert scaler.get_scale() == 1024 * 2  # halved once, though both sides have such gradients
     assert all(map(torch.equal, weights, model.discriminator.parameters()))
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_networks_of_the_loss_multiply_in_bf16_where_that_is_asked_for(reduced: bool) -> None:
+    """In training; what comes of their outputs, and validation, stay in fp32."""
+    model, dtypes = make({"bf16_networks": reduced, "perceptual_weight": 1.0}), []
+    loss = model.loss
+    for parameter in loss.perceptual_loss.parameters():
+        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    for network in (loss.perceptual_loss.net, loss.discriminator):
+        convolution = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+        convolution.register_forward_hook(lambda _, __, y: dtypes.append(y.dtype))
+    x = torch.rand(2, 3, 32, 32)
+    images = torch.rand_like(x).requires_grad_()
+    for training in (True, False):
+        dtypes.clear()
+        loss.train(training)
+        value, terms = loss.generator_loss(x, images, torch.zeros(()), 10, last_layer=images)
+        other, _ = loss.discriminator_loss(x, images, 10)
+        assert {*dtypes} == {torch.bfloat16 if reduced and training else torch.float32}
+        assert {value.dtype, other.dtype, terms["p_loss"].dtype} == {torch.float32}
 
 
 def test_losses_are_computed_in_full_precision(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from taming.models import training_options
 from taming.models.training_options import TrainingWays
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.modules.diffusionmodules.model import Level, Middle
@@ -187,6 +188,18 @@ def test_blocks_and_the_losses_networks_are_compiled(
     compiled.clear()
     trained(make(), tmp_path, 1)
     assert not compiled
+
+
+def test_blocks_that_have_kernels_of_their_own_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = noted_compilations(monkeypatch)
+    monkeypatch.setattr(training_options, "runs_triton", lambda _, task: task == "normalization")
+    for channels_last in (True, False):
+        model = make(compile=True, channels_last=channels_last)
+        model.ways.prepare(model)
+        blocks = [module for module in compiled if isinstance(module, Level | Middle)]
+        assert bool(blocks) is not channels_last and model.discriminator in compiled
 
 
 def test_no_block_is_left_out_of_compilation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from taming.kernel_choice import TORCH, TRITON
-from taming.modules import gpu_sampling, linear, linear_kernels
-from taming.modules.gpu_sampling import runs_triton
+from taming.modules import gpu_kernels, linear, linear_kernels
+from taming.modules.gpu_kernels import runs_triton
 from taming.modules.linear_kernels import FewRowsLinear
 from taming.modules.transformer import decoding
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.token_choice import sample_token
+from tests.kit.interpreted import interpreted
 from tests.modules.transformer.test_decoding import TENSORS, golden_gpt
 
 NAME = "taming.modules.triton_kernels"
@@ -29,23 +28,9 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[ModuleType]:
-    """A copy of the module that is interpreted, and of Triton, which is told at its start."""
     pytest.importorskip("triton", reason="Triton comes with torch for GPUs")
-    path = Path(gpu_sampling.__file__).parent / "triton_kernels.py"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
-            if not name.startswith("triton._C"):  # compiled code, which is there once
-                patch.delitem(sys.modules, name)
-        spec = importlib.util.spec_from_file_location(NAME, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, NAME, module)
-        spec.loader.exec_module(module)
+    with interpreted(NAME) as [module]:
         yield module
-        for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
-            if not name.startswith("triton._C"):
-                del sys.modules[name]
 
 
 def normal(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -120,12 +105,12 @@ def test_where_triton_does_not_run_torch_does(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setitem(sys.modules, NAME, None)  # an import of it fails
-    gpu_sampling._works.cache_clear()
+    gpu_kernels._works.cache_clear()
     gpu = torch.device("cuda", 7)
     assert not runs_triton(gpu, TORCH) and not caplog.text
     assert not runs_triton(gpu) and not runs_triton(gpu)
     assert caplog.text.count("sampling goes on with torch's kernels") == 1
-    monkeypatch.setattr(gpu_sampling, "_works", lambda index: index == 7)
-    assert runs_triton(gpu)
+    monkeypatch.setattr(gpu_kernels, "_works", lambda index, task: (index, task) == (7, "sampling"))
+    assert runs_triton(gpu) and not runs_triton(gpu, task="normalization")
     monkeypatch.setenv("TAMING_KERNEL", TORCH)
     assert not runs_triton(gpu)

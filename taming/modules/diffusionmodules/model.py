@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.modules.diffusionmodules import levels
-from taming.modules.diffusionmodules.group_norm import GroupNorm
+from taming.modules.diffusionmodules.layers import added, convolution, convolved, normalized
 from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, runner
 from taming.modules.diffusionmodules.resampling import Downsample, Upsample
 
@@ -34,7 +34,7 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
     """Group normalization over 32 groups; `Encoder` and `Decoder` set `norm_groups` afterwards."""
-    return GroupNorm(math.gcd(GROUPS, in_channels), in_channels, eps=1e-6, affine=True)
+    return nn.GroupNorm(math.gcd(GROUPS, in_channels), in_channels, eps=1e-6, affine=True)
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -78,13 +78,13 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = _conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
+        h, x = normalized(self.norm1, x)  # swished
+        h, bias = convolved(self.conv1, h)  # (B, out, H, W)
         if self.temb_proj is not None and temb is not None:
             h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))  # (B, out, H, W)
+        h, bias = convolved(self.conv2, self.dropout(normalized(self.norm2, h, bias)[0]))
         shortcut = self.conv_shortcut or self.nin_shortcut
-        out: Tensor = h + (x if shortcut is None else shortcut(x))
-        return out
+        return added(h, bias, *((x,) if shortcut is None else convolved(shortcut, x)))
 
 
 # Up to this many positions the matrix of scores is small beside the activations, and writing the
@@ -106,7 +106,7 @@ class AttnBlock(nn.Module):
         self.proj_out = _conv1x1(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h, x = normalized(self.norm, x, swish=False)
         q, k, v = (conv(h).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, HW)
         attend = _attend_written_out if q.shape[2] <= WRITTEN_OUT else _attend_fused
         out: Tensor = x + self.proj_out(attend(q, k, v).reshape(x.shape))
@@ -116,7 +116,10 @@ class AttnBlock(nn.Module):
 def _attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # (B, HW, C) @ (B, C, HW): rows are queries, columns are keys
     scores = torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
-    return torch.bmm(v, scores.softmax(dim=2).transpose(1, 2))  # (B, C, HW)
+    weights = scores.softmax(dim=2)
+    if v.stride(1) == 1:  # channels last, as the result is then
+        return torch.bmm(weights, v.transpose(1, 2)).transpose(1, 2)  # (B, C, HW)
+    return torch.bmm(v, weights.transpose(1, 2))
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ class _Ended(nn.Module):
 
     def activated(self, h: Tensor) -> Tensor:
         """What the last convolution sees, from the features before it."""
-        return nonlinearity(self.norm_out(h))
+        return normalized(self.norm_out, h)[0]
 
 
 class Encoder(_Ended):
@@ -241,7 +244,7 @@ class Encoder(_Ended):
         levels.finish(self, norm_groups, initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)  # (B, ch, H, W)
+        h = convolution(self.conv_in, x)  # (B, ch, H, W)
         for level in self.down:
             h = level(h)
         h = self.mid(h)  # (B, ch * ch_mult[-1], h, w)

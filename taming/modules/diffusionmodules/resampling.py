@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from taming.modules.diffusionmodules.layers import added, convolution, doubled, fuses
 
 
 class Upsample(nn.Module):
@@ -17,9 +18,8 @@ class Upsample(nn.Module):
             self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _upsampled(x)  # (B, C, 2H, 2W)
-        out: Tensor = self.conv(x) if self.with_conv else x
-        return out
+        x = doubled(x)  # (B, C, 2H, 2W)
+        return convolution(self.conv, x) if self.with_conv else x
 
 
 class Downsample(nn.Module):
@@ -34,19 +34,14 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.with_conv:
             return F.avg_pool2d(x, kernel_size=2)
+        if fuses(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return self._with_more_around(x)
         # Padding on the right and bottom alone is what published weights were trained with.
         out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
         return out
 
-
-def _upsampled(x: Tensor) -> Tensor:
-    """Every pixel of `x` (B, C, H, W) four times: (B, C, 2H, 2W)."""
-    if torch.compiler.is_compiling() and x.is_cuda:
-        return doubled(x)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def doubled(x: Tensor) -> Tensor:
-    """`_upsampled` for compilers, which make slow backward passes of interpolation."""
-    rows = x[:, :, :, None, :, None].expand((-1, -1, -1, 2, -1, 2))
-    return rows.flatten(4, 5).flatten(2, 3)
+    def _with_more_around(self, x: Tensor) -> Tensor:
+        """The same without a padded copy: of two pixels on all sides, which give a first row and
+        column more than there should be."""
+        y = F.conv2d(x, self.conv.weight, None, stride=2, padding=2)
+        return added(F.pad(y, (-1, 0, -1, 0)), self.conv.bias)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.devices import multiplying_in
 from taming.errors import UserError
 from taming.modules.frozen import Frozen
 from taming.modules.losses.weight_files import WeightFile, find_weights, or_without
@@ -65,11 +66,13 @@ class LogitDistance(nn.Module):
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return network
 
-    def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distances [B] of images [B, 3 or 1, H, W] in [-1, 1]."""
+    def forward(self, images: Tensor, others: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Distances [B] of images [B, 3 or 1, H, W] in [-1, 1], by a network that multiplies in
+        `dtype`."""
         if images.shape[1] not in (1, 3):
             raise UserError(f"{self.net} takes images of 1 or 3 channels, not {images.shape[1]}")
-        logits = [self._logits(batch) for batch in (images, others)]  # each (B, 1000)
+        with multiplying_in(dtype, images.device):
+            logits = [self._logits(batch).float() for batch in (images, others)]  # each (B, 1000)
         return (logits[0] - logits[1]).square().mean(dim=1)
 
     def _logits(self, images: Tensor) -> Tensor:

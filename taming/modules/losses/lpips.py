@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from taming.devices import without_autocast
+from taming.devices import multiplying_in, without_autocast
 from taming.errors import UserError
 from taming.modules.losses.weight_files import WeightFile, find_weights, or_without
 from taming.util import get_ckpt_path, lpips_file
@@ -215,8 +215,11 @@ class LPIPS(nn.Module):
         model.load_from_pretrained(name)
         return model
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Distances [B, 1, 1, 1] of images [B, 3 or 1, H, W] in [-1, 1], in fp32.
+
+        `dtype` is what the backbone multiplies in; bfloat16 moves distances of photographs by about
+        a hundredth of themselves.
 
         The first call loads the weights, if nobody has before.
 
@@ -227,14 +230,17 @@ class LPIPS(nn.Module):
         self._check(input)
         self.prepare()
         with without_autocast(input.device):
-            return self.distance(self.features(input), self.features(target))
+            return self.distance(self.features(input, dtype), self.features(target, dtype))
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Each slice's features [B, C, h, w] of images in [-1, 1], of unit length over C.
 
         For one image that is compared with many; the weights must have been prepared.
         """
-        return [normalize_tensor(maps) for maps in self.net(self.scaling_layer(images.float()))]
+        images = self.scaling_layer(images.float())
+        with multiplying_in(dtype, images.device):
+            features = self.net(images)
+        return [normalize_tensor(maps.float()) for maps in features]
 
     def distance(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         """Distances [B, 1, 1, 1] of what `features` gave; one of the two may be of one image."""

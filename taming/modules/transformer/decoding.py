@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
-from taming.modules.gpu_sampling import is_real, runs_triton
+from taming.modules.gpu_kernels import is_real, runs_triton
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment

@@ -342,6 +342,7 @@ def test_published_defaults():
         "disc_ndf": 64,
         "disc_loss": "hinge",
         "vgg_path": None,
+        "bf16_networks": False,
         "disc_warmup_steps": 0,
         "disc_ramp_steps": 0,
         "skip_idle_discriminator": False,
