@@ -74,16 +74,20 @@ class Bench:
         torch.manual_seed(0)
         options = self.ways(what)[way]
         make = self._first_stage if what == FIRST else self._transformer
-        return make(options, self.cast(precision))
+        return make(options, precision)
 
-    def _first_stage(self, options: Mapping[str, bool] | None, cast: Callable[[], Any]) -> Step:
+    def _first_stage(self, options: Mapping[str, bool] | None, precision: str) -> Step:
+        cast = self.cast(precision)
         config = load_config([CONFIGS / f"{FIRST_STAGES[self.args.stage]}.yaml"]).model
+        if options and options.keys() >= FAST.keys():  # and LPIPS in bf16, where all else is
+            config.params.lossconfig.params.bf16_networks = precision == "bf16"
         model, x = first_stage_of(config, options or {}, self.args, self.device)
         if options is None:
             return first_stage_step(model, x, cast)
         return our_first_stage_step(model, x, cast)
 
-    def _transformer(self, options: Mapping[str, bool] | None, cast: Callable[[], Any]) -> Step:
+    def _transformer(self, options: Mapping[str, bool] | None, precision: str) -> Step:
+        cast = self.cast(precision)
         layers, heads, width, codes, condition, image = TRANSFORMERS[self.args.stage]
         params = {"vocab_size": codes, "block_size": condition + image, "n_layer": layers}
         params |= {"n_head": heads, "n_embd": width}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taming.modules.diffusionmodules import rows_norm
 from taming.modules.gpu_kernels import DTYPES, is_real, runs_triton
 
 
@@ -31,12 +32,19 @@ def normalized(
     one of them is written.
     """
     if not fuses(x) or _is_watched(norm):
-        h = norm(x if bias is None else x + bias[:, None, None])
+        h = _normalized(norm, x if bias is None else x + bias[:, None, None])
         return F.silu(h) if swish else h, x
     from taming.modules.diffusionmodules import fused
 
     settings = fused.Settings(norm.num_groups, norm.eps, swish, _dtype_of_products(x))
     return fused.normalized(x, bias, norm.weight, norm.bias, settings)
+
+
+def _normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    if rows_norm.takes(x) and not _is_watched(norm):
+        return rows_norm.normalized(norm, x)
+    y: Tensor = norm(x)
+    return y
 
 
 def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:

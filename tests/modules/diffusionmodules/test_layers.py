@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taming.modules.diffusionmodules import layers
+from taming.modules.diffusionmodules import layers, rows_norm
 from taming.modules.diffusionmodules.model import Decoder, Encoder, ResnetBlock
 
 PACKAGE = "taming.modules.diffusionmodules"
@@ -164,6 +164,34 @@ def test_hooks_see_what_layers_give() -> None:
     assert [layer for layer, _ in seen] == [block.norm1, block.conv1, block.norm2, block.conv2]
     torch.testing.assert_close(y, x + seen[3][1])
     torch.testing.assert_close(seen[1][1], block.conv1(F.silu(seen[0][1])))
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 5, 7), (1, 64, 9, 4)])
+def test_half_precision_with_channels_last_has_a_backward_pass_of_its_own(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor, in several parts; as exact as torch's."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(rows_norm, "PART", 200)
+    norm = nn.GroupNorm(8, shape[1])
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = normal(*shape, dtype=torch.bfloat16).requires_grad_()
+    inputs = [x, *norm.parameters()]
+    y, _ = layers.normalized(norm, x, swish=False)
+    assert type(y.grad_fn).__name__ == "_RowsNormBackward"
+    exact = [one.detach().double().requires_grad_() for one in inputs]
+    expected = F.group_norm(exact[0], 8, exact[1], exact[2], norm.eps)
+    assert relative(y, expected) < TOLERANCES[x.dtype]
+    for one, true in zip(gradients(y, inputs), gradients(expected, exact), strict=True):
+        assert relative(one, true) < TOLERANCES[x.dtype]
+
+
+def test_other_maps_have_torchs_backward_pass() -> None:
+    norm, x = nn.GroupNorm(8, 24), normal(2, 24, 5, 7)
+    for other in (x.requires_grad_(), x.detach().bfloat16().contiguous().requires_grad_()):
+        y, _ = layers.normalized(norm, other, swish=False)
+        assert type(y.grad_fn).__name__ == "NativeGroupNormBackward0"
 
 
 def test_the_kernels_take_real_images_on_a_gpu_with_channels_last(
