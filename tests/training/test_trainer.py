@@ -121,16 +121,6 @@ def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
         (run.tables / version).mkdir(parents=True)
 
 
-def test_checkpoints_are_written_and_read_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Any] = []
-    monkeypatch.setattr(trainer, "save_atomic", lambda *what: written.append(what))
-    monkeypatch.setattr(trainer, "read_checkpoint", lambda path: {"of": path})
-    files = trainer.AtomicCheckpointIO()
-    files.save_checkpoint({"a": 1}, "x.ckpt")
-    assert written == [({"a": 1}, "x.ckpt")]
-    assert files.load_checkpoint("x.ckpt", weights_only=False) == {"of": "x.ckpt"}
-
-
 def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(trainer, "rank_zero_info", said.append)
