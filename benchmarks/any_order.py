@@ -169,7 +169,7 @@ def inpainting(models: Mapping[str, Net2NetTransformer], net: SmallClassifier) -
         "long raster": "by rows, as many steps",
         "random": "random orders",
     }
-    numbers = {}
+    numbers = dict[str, float]()
     for model, name in names.items():
         for settings, how in ((SAMPLING, ""), (COOL, ", temperature 0.5")):
             right, deviation = inpainted_right(models[f"{model}, no class"], net, settings)

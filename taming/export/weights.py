@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taming.atomic_files import atomic_path
-from taming.checkpoint import find_run, read_content, run_config, save_atomic
+from taming.checkpoint import Run, find_run, read_content, run_config, save_atomic
 from taming.checkpoint.headers import header_of, section_in_header
 from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
@@ -27,13 +27,15 @@ from taming.weight_choice import ordinary_choice
 def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> int:
     """Write the weights of `submodel` (such as "first_stage_model") as a checkpoint of its own.
 
+    `source` is a checkpoint, or a run.
     Returns the number of tensors. `target` may end in `.safetensors`. The file says which model it
     is, if the source's config does.
 
     Raises:
         UserError: if the checkpoint has no such sub-model, or one of its tensors is not dense.
     """
-    content, prefix = read_content(source), f"{submodel}."
+    run, prefix = find_run(source), f"{submodel}."
+    content = read_content(run.checkpoint)
     require_plain_tensors(content, lambda key: f".{prefix}" in key, source)
     chosen = choose(content, source, kind=ordinary_choice().kind)
     state = renamed(chosen.tensors, [f"{prefix}weight"]).tensors  # without what is around it
@@ -44,23 +46,22 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
     if chosen.notes:
         say(str(source), tuple(chosen.notes))
     tensors = {name: tensor.clone() for name, tensor in part.items()}
-    save_weights(tensors, target, _section_of(source, submodel))
+    save_weights(tensors, target, _section_of(run, submodel))
     return len(part)
 
 
-def _section_of(source: str | Path, submodel: str) -> Mapping[str, Any] | None:
+def _section_of(run: Run, submodel: str) -> Mapping[str, Any] | None:
     """`target` and `params` of a sub-model, by the config beside a checkpoint or in it.
 
     None if there is no config, or nothing of the sub-model in it; a config that cannot be used is
     named, and does not stop what needs the weights alone.
     """
-    run = find_run(source)
     try:
         if not run.configs and section_in_header(run.checkpoint) is None:
             return None
         whole = plain(without_checkpoint_paths(run_config(run, used=["model"]).model))
     except UserError as error:
-        say(str(source), (f"what is written does not say which model it is: {error}",))
+        say(str(run.checkpoint), (f"what is written does not say which model it is: {error}",))
         return None
     params = whole.get("params") or {}
     section = params.get(f"{submodel.removesuffix('_model')}_config")

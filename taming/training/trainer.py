@@ -35,7 +35,7 @@ from taming.lr_scheduler import make_rule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.losses.base import FirstStageLoss
-from taming.training.callbacks import SetupCallback
+from taming.training.callbacks import NamedModel, SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.effect import FiniteValidation, TrainsSomething
 from taming.training.first_items import FirstBatches
@@ -240,6 +240,7 @@ def _callbacks(
     ]
     own_callbacks = [
         ExactResume(run.tables, free_version(run.tables, run_time())),
+        NamedModel(config.model),
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         LoggedNames(),

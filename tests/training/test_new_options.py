@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import taming
 from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
 from taming.training import run_folder
@@ -171,6 +173,14 @@ def test_what_trains_cannot_be_new(tmp_path: Path) -> None:
     begin(tmp_path)
     with pytest.raises(UserError, match="does not fit the config: .*disc_num_layers"):
         go_on("lossconfig.params.disc_num_layers=2")
+
+
+def test_a_checkpoint_away_from_its_run_is_what_it_was(tmp_path: Path) -> None:
+    config = {"target": "taming.modules.vqvae.fsq.FSQ", "params": {"levels": [3, 5]}}
+    begin(tmp_path, n_embed=None, embed_dim=None, quantizer_config=config)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(RUN / "checkpoints/last.ckpt", tmp_path / "alone/x.ckpt")
+    assert taming.load(tmp_path / "alone/x.ckpt").quantize.levels == (3, 5)
 
 
 def test_checkpoints_are_written_and_read_by_our_own(tmp_path: Path) -> None:
