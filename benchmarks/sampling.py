@@ -8,7 +8,8 @@ The baselines, always eager and in fp32: caches that grow by concatenation (see 
 `PerLayer`), and a whole window for every token of a larger image, of which some are timed, as all
 of them take equally long. On a processor also the engine with torch's own kernels for the linear
 layers, where it has chosen others. A third part has models that read in any order, which sample
-eight tokens a step (`orders.generate_in_steps`), against the engine's one.
+eight tokens a step (`orders.generate_in_steps`), against the engine's one, and as many operations
+in products with many rows, as fast as this machine has them: what they could reach at most.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.kernel_choice import TORCH, choices
 from taming.modules.transformer.decoding import CachedDecoder, generate
+from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.mingpt import GPT
 from taming.modules.transformer.orders import (
     generate_in_steps,
@@ -42,6 +44,7 @@ from taming.sampling import sample_sliding_window
 
 WINDOWS_TIMED = 8
 TOKENS_A_STEP = 8  # of several at once, on average
+ROWS_OF_PRODUCTS = 512  # with which a machine multiplies as fast as it can
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,39 @@ def in_steps(gpt: GPT, prompt: Tensor, dtype: torch.dtype) -> Callable[[], Tenso
     length = gpt.config.block_size
     decoder = CachedDecoder(gpt, len(prompt), length, dtype)
     path = path_of(random_orders(len(prompt), length, prompt.device), 1)
-    sizes = sizes_of(left_after(length, length // TOKENS_A_STEP), length)
+    sizes = sizes_of_steps(length)
     return lambda: generate_in_steps(decoder, prompt, path, sizes, lambda x, done: x.argmax(-1))
+
+
+def sizes_of_steps(length: int) -> list[int]:
+    return sizes_of(left_after(length, length // TOKENS_A_STEP), length)
+
+
+def operations(shape: Shape, sizes: list[int]) -> int:
+    """Of the linear layers for one sequence in steps of these sizes.
+
+    Each step reads what the one before has chosen, the last of it once for every code that is asked
+    for; the last layer is finished, and the head computed, for those alone.
+    """
+    asked, width = sum(sizes), shape.width
+    rows = 1 + asked - sizes[-1] + asked - len(sizes)
+    blocks = 12 * width**2 * (rows * shape.layers) - 9 * width**2 * (rows - asked)
+    return 2 * (blocks + asked * width * shape.vocabulary)
+
+
+def products_alone(gpt: GPT, batch: int, count: int, dtype: torch.dtype) -> Callable[[], None]:
+    """A function that does `count` operations in the transformer's largest products, as it samples
+    so many sequences, each with many rows."""
+    layers = Weights(gpt, dtype, batch).layers
+    x = torch.ones(ROWS_OF_PRODUCTS, gpt.config.n_embd, dtype=dtype, device=gpt.pos_emb.device)
+    calls = max(1, round(count / (2 * len(x) * 4 * gpt.config.n_embd**2)))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for call in range(calls):
+            layers[call % len(layers)].up(x)
+
+    return run
 
 
 def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:
@@ -272,10 +306,14 @@ def measure_parallel(
             "engine": engine(raster, prompt, dtype),
             "several a step": in_steps(any_order, prompt, dtype),
         }
+        needed = batch * operations(shape, sizes_of_steps(shape.tokens))
+        candidates["products alone"] = products_alone(any_order, batch, needed, dtype)
         seconds = interleaved(candidates, device, args.rounds, 1)
         row = summary(seconds, batch * shape.tokens)
         row["steps"] = shape.tokens // TOKENS_A_STEP
         row["times faster"] = 1 / row["several a step over engine"]
+        row["times faster at most"] = 1 / row["products alone over engine"]
+        row["gflop_per_s of products"] = needed / seconds["products alone"]["median"] / 1e9
         results[f"batch {batch}"] = row
         print_row(f"several a step, batch {batch}", row)
     return results

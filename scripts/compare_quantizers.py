@@ -74,7 +74,7 @@ class Options:
         """The quantizers' configs by name; UserError if there are none, or two of one name."""
         kind = Path(self.recipe).stem.partition("_")[0]  # digits of digits_vqgan
         shipped = [name for name in config_names() if name.startswith(f"{FOLDER}{kind}_")]
-        paths = [_config(name) for name in self.quantizers or shipped]
+        paths = [_config(name, kind) for name in self.quantizers or shipped]
         if not paths:
             raise UserError(
                 f"there are no shipped quantizers for {self.recipe}; name some by --quantizers"
@@ -85,10 +85,12 @@ class Options:
         return named
 
 
-def _config(name: str) -> Path:
-    """A config by its name, which of those in configs/quantizers may be the last part alone."""
-    short = f"{FOLDER}{name.removesuffix('.yaml')}"
-    return find_config(short if short in config_names() else name)
+def _config(name: str, kind: str) -> Path:
+    """A config by its name, which of those in configs/quantizers may be the last part alone, also
+    without the `kind` of the recipe: `digits_fsq`, `fsq`."""
+    stem = name.removesuffix(".yaml")
+    shorts = (f"{FOLDER}{stem}", f"{FOLDER}{kind}_{stem}")
+    return find_config(next((short for short in shorts if short in config_names()), name))
 
 
 def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]:

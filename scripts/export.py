@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
-from taming.checkpoint.headers import header_of
 from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
@@ -62,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from_diffusers(args.source, args.target)
     elif args.format == "safetensors":
         model, run, _ = load_run(args.source, args.base)
-        assert run.model is not None
-        save_weights(model.state_dict(), args.target, header_of(run.model))
+        save_weights(model.state_dict(), args.target, run.model)
         place = args.target
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)

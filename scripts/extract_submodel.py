@@ -1,6 +1,6 @@
 """Write a part of a checkpoint, such as a transformer's first stage, as one of its own.
 
-python scripts/extract_submodel.py logs/<run>/checkpoints/last.ckpt vqgan.ckpt first_stage_model
+python scripts/extract_submodel.py logs/<run> vqgan.ckpt first_stage_model
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taming.export.weights import extract_submodel
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description="Write a part of a checkpoint as one of its own.")
-    parser.add_argument("source", metavar="IN", help="the checkpoint")
+    parser.add_argument("source", metavar="IN", help="the checkpoint, or a run")
     parser.add_argument("target", metavar="OUT", help="the file to write: .ckpt or .safetensors")
     parser.add_argument(
         "submodel",

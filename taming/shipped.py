@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -37,4 +38,13 @@ def find_config(path: str | Path) -> Path:
         name = name.removesuffix(path.suffix)
     if name in config_names():
         return shipped("configs") / f"{name}.yaml"
-    raise UserError(absence("config file", path))
+    raise UserError(f"{absence('config file', path)}{_nearest(name)}")
+
+
+def _nearest(name: str) -> str:
+    """`"; did you mean 'digits_vqgan'?"` for the shipped config of which the name, or the last part
+    of it, is the most like this one."""
+    names = {Path(known).name: known for known in config_names()}
+    names |= {known: known for known in config_names()}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""

@@ -1,4 +1,5 @@
-"""Which model the weights in a safetensors file belong to, as the file's header says.
+"""Which model the weights in a file belong to, as the file itself says: the header of safetensors,
+or an entry beside the weights.
 
 Names and shapes do not tell all quantizers apart: codes by angle are saved like nearest ones.
 """
@@ -15,16 +16,17 @@ from typing import Any
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
+from taming.checkpoint.formats import read_content
 from taming.config import load_config, plain
 from taming.config_files import as_stage
 from taming.errors import UserError
 
-NAME = "taming_model"  # the entry of the header
+NAME = "taming_model"  # of the entry
 
 
 def header_of(model: Mapping[str, Any]) -> dict[str, str]:
     """The header of a file with the weights of a config's `model` section."""
-    return {"format": "pt", NAME: json.dumps(as_stage(plain(model)))}
+    return {NAME: json.dumps(as_stage(plain(model)))}
 
 
 def section_in_header(path: Path) -> dict[str, Any] | None:
@@ -65,7 +67,9 @@ def _is_section(value: Any) -> bool:
 
 def _entry(path: Path) -> str | None:
     if path.suffix != ".safetensors":
-        return None
+        content = read_content(path)
+        text = content.get(NAME) if isinstance(content, Mapping) else None
+        return text if isinstance(text, str) else None
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get(NAME)

@@ -50,7 +50,7 @@ def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path
     }
     state = names_for_diffusers(state, len(config["block_out_channels"]))
     folder = Path(folder)
-    save_weights(state, folder / WEIGHTS, {"format": "pt"})
+    save_weights(state, folder / WEIGHTS)
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
@@ -112,5 +112,5 @@ def from_diffusers(folder: str | Path, target: str | Path) -> None:
     model = model_section(folder / CONFIG)
     weights = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
     state = read_checkpoint(weights or folder / WEIGHTS)["state_dict"]
-    save_weights(names_from_diffusers(state), target / "model.ckpt")
+    save_weights(names_from_diffusers(state), target / "model.ckpt", model)
     write_text(target / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"model": model})))

@@ -32,7 +32,7 @@ def to_layout(model: CodesInterface, name: str, target: str | Path) -> None:
     layout, target = LAYOUTS[name], Path(target)
     state = layout_state(model, layout)
     if target.suffix == ".safetensors":
-        return save_weights(state, target, {"format": "pt"})
+        return save_weights(state, target)
     save_atomic({layout.container: state} if layout.container else state, target)
 
 

@@ -63,7 +63,7 @@ def write_repository(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    save_weights(model.state_dict(), folder / WEIGHTS, config["model"])
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     write_text(folder / CARD, card)
     return [folder / name for name in (CARD, CONFIG, WEIGHTS)]

@@ -1,7 +1,8 @@
 """Samples of models that know more than one order: in which they are made, and how many codes at
 once; and samples of models that fill in masked codes.
 
-What is kept of an image is read first, row by row, wherever it lies; then the rest is sampled.
+What is kept of an image is read first, row by row, wherever it lies; then the rest is sampled, by
+default from there inwards.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from taming.modules.transformer.orders import (
     by_rows,
     generate_in_steps,
     in_order,
+    inwards,
     kept_first,
     left_after,
     path_of,
@@ -33,7 +35,7 @@ from taming.modules.transformer.orders import (
 )
 from taming.modules.transformer.plain import is_plain
 from taming.sampling.chance import Chance
-from taming.sampling.settings import SampleSettings
+from taming.sampling.settings import INWARDS, RASTER, SampleSettings
 from taming.sampling.sizes import trained_shape
 from taming.user_code import name_of
 
@@ -93,7 +95,7 @@ def _check_shape(
             "a model of attention: full fills in images of its training's size only, "
             f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
         )
-    if settings.steps is not None or settings.order not in (None, "raster"):
+    if settings.steps is not None or settings.order not in (None, RASTER):
         raise UserError(
             "other sizes than the training's are sampled row by row, one code after the other; "
             "leave steps and order out"
@@ -111,12 +113,12 @@ def sample_in_any_order(
 
     Args:
         prompt: (copies * B, T), of the condition.
-        known: (B, n) by rows, -1 where to sample.
+        known: (B, h, w), -1 where to sample.
         report: called with all codes, by rows, and how many of them have been sampled.
     """
     settings, copies = chance.settings, len(prompt) // len(chance.streams)
-    orders = kept_first(chance.orders(), known)
-    ordered = None if known is None else in_order(known, orders)
+    orders = _orders(chance, known)
+    ordered = None if known is None else in_order(known.flatten(1), orders)
     path = path_of(orders, prompt.shape[1]).repeat(copies, 1)
     unknown = chance.length if ordered is None else int((ordered < 0).any(0).sum())
     if settings.steps is None:
@@ -144,6 +146,16 @@ def sample_in_any_order(
             copies=copies,
         )
     return by_rows(codes, orders)
+
+
+def _orders(chance: Chance, known: Tensor | None) -> Tensor:
+    """Orders (B, n), with what is `known` (B, h, w) first."""
+    settings = chance.settings
+    if known is None:
+        return chance.orders()
+    if (settings.order or settings.default_order) == INWARDS:
+        return inwards(known)
+    return kept_first(chance.orders(), known.flatten(1))
 
 
 class _OnPath:

@@ -196,8 +196,7 @@ class TokenSampler:
             return self._sample_by_windows(batch, condition, chance, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         if self.model.masked or self.model.reading.any:
-            rows = None if known is None else known.flatten(1)
-            return self._sample_around(condition.flatten(1), chance, rows)
+            return self._sample_around(condition.flatten(1), chance, known)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
         ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
         sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order
@@ -236,8 +235,9 @@ class TokenSampler:
         return self._decoder
 
     def _sample_around(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
-        """Of models that see what is known (B, H * W) wherever it lies; by rows."""
-        total = chance.length if known is None else int((known < 0).any(0).sum())
+        """Of models that see what is known (B, H, W) wherever it lies; by rows."""
+        rows = None if known is None else known.flatten(1)
+        total = chance.length if rows is None else int((rows < 0).any(0).sum())
 
         def report(indices: Tensor, done: int) -> None:
             if self.on_step is not None and done > 0:
@@ -249,7 +249,7 @@ class TokenSampler:
             assert isinstance(self._weights, Weights)  # `check_way`
             token = self.model.mask_token
             return fill_in_masked(
-                self._weights, prompt, known, chance, mask_token=token, report=report
+                self._weights, prompt, rows, chance, mask_token=token, report=report
             )
         decoder = self._decoder_of(prompt.shape[1] + chance.length - 1)
         assert isinstance(decoder, CachedDecoder)

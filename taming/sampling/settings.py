@@ -30,7 +30,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 TopK = int | tuple[int, ...] | None
 Order = str | tuple[int, ...] | None
-ORDERS = ("raster", "random")
+INWARDS, RASTER, RANDOM = ORDERS = ("inwards", "raster", "random")
 MOST_NAMED = 12  # of a list, in the names of folders
 _RAW = 2**64  # raw numbers of Philox are below it
 
@@ -42,7 +42,7 @@ def parse_top_k(text: str) -> TopK:
 
 
 def parse_order(text: str) -> Order:
-    """`raster`, `random`, or the places of "3,0,1,2" in the order in which they are sampled."""
+    """One of `ORDERS`, or the places of "3,0,1,2" in the order in which they are sampled."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if text in ORDERS or not parts or not all(part.isdecimal() for part in parts):
         return text
@@ -182,9 +182,10 @@ class SampleSettings(TokenSettings):
 
     order: Order = flag(
         None,
-        "in which codes are sampled, for models of order: random or annealed: raster, random (each "
-        "sample's own, by seed and number), or all places, as 3,0,1,2; by default random with "
-        "--steps and raster without",
+        "in which codes are sampled, for models of order: random or annealed: inwards (from what "
+        "is kept into the holes; by rows, if nothing is), raster, random (each sample's own, by "
+        "seed and number), or all places, as 3,0,1,2; by default random with --steps and inwards "
+        "without",
         parse=parse_order,
     )
     steps: int | None = flag(
@@ -226,7 +227,7 @@ class SampleSettings(TokenSettings):
                 why = f"not {shorten(order)}" if twice is None else f"and {twice} is there twice"
                 raise UserError(f"order has each place once, from 0 to {len(order) - 1}, {why}")
         elif order not in (None, *ORDERS):
-            raise UserError(f"order is raster, random, or all places in a list, not '{order}'")
+            raise UserError(f"order is {', '.join(ORDERS)}, or all places in a list, not '{order}'")
 
     def name_of_steps(self) -> str:
         """What is said of steps and order in the names of folders; nothing by default."""
@@ -241,17 +242,23 @@ class SampleSettings(TokenSettings):
             parts.append(f"_noise_{self.confidence_noise}")
         return "".join(parts)
 
+    @property
+    def default_order(self) -> str:
+        """Codes of one step do not see each other, so that they should be no neighbors."""
+        return INWARDS if self.steps is None else RANDOM
+
     def own_orders(self, seed: int, sample_numbers: Sequence[int], length: int) -> Tensor:
         """In which order each sample's `length` codes are sampled: int64 (samples, length).
 
-        A random one is decided by `seed` and the sample's number alone, as is `own_top_k`.
+        A random one is decided by `seed` and the sample's number alone, as is `own_top_k`; from
+        what is kept inwards, it depends on that, and is by rows here.
         """
         rows, order = len(sample_numbers), self.order
         if isinstance(order, tuple):
             if len(order) != length:
                 raise UserError(f"order has {len(order)} places, and the image {length}; name all")
             return torch.tensor(order).expand(rows, -1)
-        if order == "random" or (order is None and self.steps is not None):
+        if (order or self.default_order) == RANDOM:
             raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]
             return torch.from_numpy(np.argsort(np.stack(raw), axis=1, kind="stable"))
         return torch.arange(length).expand(rows, -1)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
+from taming.checkpoint.headers import header_of
+from taming.config import without_checkpoint_paths
 from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.devices import own_random_states
@@ -79,6 +81,19 @@ class SetupCallback(Callback):
         for name, path in paths.items():
             write_text(path, OmegaConf.to_yaml(parts[name]))
         trust.remember(list(paths.values()))
+
+
+class NamedModel(Callback):
+    """Writes into every checkpoint which model it is of, so that one that was copied away from its
+    run's config is loaded without."""
+
+    def __init__(self, model: DictConfig) -> None:
+        self._header = header_of(without_checkpoint_paths(model))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint.update(self._header)
 
 
 @runtime_checkable

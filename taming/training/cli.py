@@ -46,6 +46,7 @@ from taming.training.first_items import check_first_items
 from taming.training.hooks import check_model_hooks
 from taming.training.messages import few, set_up_messages
 from taming.training.monitors import check_monitors
+from taming.training.new_options import check_unchanged
 from taming.training.run_folder import (
     RunFolder,
     check_resumable,
@@ -158,18 +159,11 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
         lightning_config[name] = value
 
 
-# What the shapes of weights do not tell.
-_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
-_UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
-_UNCHANGED += ("model.params.ddconfig.norm_groups",)
-
-
-def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
+def _check_going_on(config: DictConfig, model: pl.LightningModule, run: RunFolder) -> None:
     stored = load_config((), stored=run.stored, used=("model",))
-    for key in _UNCHANGED:
-        before, now = OmegaConf.select(stored, key), OmegaConf.select(config, key)
-        if before != now:
-            raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
+    check_unchanged(stored, config)
+    if run.resume_from and check_resumable(model, run.resume_from):
+        prepare_loss(model)
 
 
 DEBUG_RUNS = Path("logs") / "debug_runs"
@@ -246,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = instantiate_from_config(_model_config(config, run), "model", "module")
         check_model_hooks("model", model)
         if run.resume_from and args.train:
-            _check_unchanged(config, run)
-            check_resumable(model, run.resume_from)
+            _check_going_on(config, model, run)
         check_codes(data, model, run.resume_from)
         if args.train and not run.resume_from:  # a resumed model has no weights yet to compare
             prepare_teacher(model)

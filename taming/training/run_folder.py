@@ -28,6 +28,7 @@ from taming.checkpoint import (
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.lightning_internals import read_place
+from taming.training.new_options import PERCEPTUAL, adapted
 from taming.training.position import Position
 
 # Processes that a trainer starts on this machine inherit them, and so agree on one folder.
@@ -220,20 +221,23 @@ def _reached(checkpoint: Path) -> tuple[int, int]:
     return content["global_step"], place.epoch - bool(position and position.epoch_ends)
 
 
-def check_resumable(model: nn.Module, checkpoint: Path) -> None:
+def check_resumable(model: nn.Module, checkpoint: Path) -> bool:
     """Check, before anything is written, that training `model` can continue from a checkpoint.
+
+    Returns whether the loss has to find weights, as the checkpoint is from before it took them.
 
     Raises:
         UserError: for the weights of another model, and for weights without a training state.
     """
     content = read_checkpoint(checkpoint)
     configure_for(model, content["state_dict"].keys())
-    own = model.state_dict()
-    # A perceptual loss that the config has turned off since is left out.
-    state = {k: v for k, v in content["state_dict"].items() if k in own or "perceptual" not in k}
-    check_fit(own, state, source=checkpoint)
+    fitting = adapted(content["state_dict"], model)
+    check_fit(model.state_dict(), fitting.state, source=checkpoint)
     if not {"optimizer_states", "pytorch-lightning_version"} <= content.keys():
         raise UserError(
             f"{checkpoint} has weights, but no state of a training to go on with; start a new run "
             f"from it with --base and {shlex.quote(f'model.params.ckpt_path={checkpoint}')}"
         )
+    if said := fitting.said(checkpoint):
+        rank_zero_info(said)
+    return PERCEPTUAL in fitting.new

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import (
@@ -24,7 +23,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.atomic_files import check_place
-from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import (
     check_config,
     get_obj_from_str,
@@ -37,13 +35,14 @@ from taming.lr_scheduler import make_rule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.losses.base import FirstStageLoss
-from taming.training.callbacks import SetupCallback
+from taming.training.callbacks import NamedModel, SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.effect import FiniteValidation, TrainsSomething
 from taming.training.first_items import FirstBatches
 from taming.training.hooks import check_hooks
 from taming.training.logged_rows import free_version
 from taming.training.monitors import LoggedNames, Monitored
+from taming.training.new_options import AtomicCheckpointIO
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
@@ -80,20 +79,6 @@ def try_schedule(model: pl.LightningModule) -> None:
             value_at(rule, 0)
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically, and reads them without executing anything."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        save_atomic(checkpoint, path)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read_checkpoint(path)
-
-
 def make_trainer(
     options: Mapping[str, Any],
     lightning_config: DictConfig,
@@ -116,7 +101,7 @@ def make_trainer(
     _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, validates)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
     _check_places(arguments)
-    arguments["plugins"].append(AtomicCheckpointIO())
+    arguments["plugins"].append(AtomicCheckpointIO(model))
     own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
     if arguments.get("enable_progress_bar") is not False and not own_bar:
         arguments["callbacks"].append(RunProgress())
@@ -255,6 +240,7 @@ def _callbacks(
     ]
     own_callbacks = [
         ExactResume(run.tables, free_version(run.tables, run_time())),
+        NamedModel(config.model),
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         LoggedNames(),

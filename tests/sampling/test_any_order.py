@@ -11,7 +11,14 @@ from torch import Tensor
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.modules.transformer.orders import in_order, kept_first, left_after, path_of, sizes_of
+from taming.modules.transformer.orders import (
+    in_order,
+    inwards,
+    kept_first,
+    left_after,
+    path_of,
+    sizes_of,
+)
 from taming.sampling import Progress, Request, SampleSettings, sample_images, uniforms
 from taming.sampling.settings import parse_order
 from tests.kit.models import SPIRAL, tiny_model, transformer_config
@@ -25,7 +32,9 @@ HOLE = torch.full((4, 4), 7)
 HOLE[:2, :2] = -1  # the upper left quarter
 SETTINGS = [
     SampleSettings(top_k=9),
+    SampleSettings(order="raster"),
     SampleSettings(order="random"),
+    SampleSettings(order="inwards", steps=3),
     SampleSettings(steps=5, top_p=0.9),
     SampleSettings(steps=4, step_schedule="linear", order=tuple(range(15, -1, -1))),
     SampleSettings(order="random", guidance=2.0, top_k=(3, 9)),
@@ -77,7 +86,10 @@ def test_each_code_has_its_conditional_given_all_before_it(
     copies = 2 if settings.guided else 1
     for row, request in enumerate(requests):
         known = None if hole is None else hole.flatten()[None]
-        order = kept_first(orders[row : row + 1], known)
+        order = orders[row : row + 1]
+        if known is not None:
+            inner = (settings.order or settings.default_order) == "inwards"
+            order = inwards(known.view(1, 4, 4)) if inner else kept_first(order, known)
         ordered = in_order(got[row : row + 1], order)
         done = len(kept)
         assert got[row].masked_select(torch.tensor([n in kept for n in range(16)])).eq(7).all()
@@ -97,7 +109,7 @@ def test_each_code_has_its_conditional_given_all_before_it(
 
 
 def test_samples_do_not_depend_on_the_batch_and_bars_count_codes(model: Any, masked: Any) -> None:
-    for one, settings in ((model, SETTINGS[1]), (model, SETTINGS[2]), (masked, SampleSettings())):
+    for one, settings in ((model, SETTINGS[2]), (model, SETTINGS[4]), (masked, SampleSettings())):
         seen: list[Progress] = []
         alone = indices(one, settings=settings, batch_size=1)
         together = indices(one, settings=settings, on_step=seen.append)
@@ -135,7 +147,7 @@ def test_images_with_different_holes_share_a_batch(model: Any, masked: Any) -> N
                 kept = known.flatten() >= 0
                 assert torch.equal(got[row][kept], known.flatten()[kept])
             assert got.max() < 20
-    alone = [indices(model, [one], SampleSettings(order="raster"))[0] for one in requests]
+    alone = [indices(model, [one], SampleSettings(order="inwards"))[0] for one in requests]
     assert torch.equal(torch.stack(alone)[1], indices(model, requests[1:2])[0])
 
 
@@ -190,7 +202,7 @@ def test_larger_images_are_sampled_by_rows(model: Any, masked: Any) -> None:
         ("raster", {"step_schedule": "linear"}, "step_schedule is linear, but one code"),
         ("random", {"step_schedule": "linear"}, "say steps as well, or leave it out"),
         ("random", {"confidence_noise": 1.0}, "confidence_noise is 1.0, but only models of att"),
-        ("random", {"order": "spiral"}, "order is raster, random, or all places"),
+        ("random", {"order": "spiral"}, "order is inwards, raster, random, or all places"),
         ("random", {"steps": 0}, "steps must be at least 1"),
         ("random", {"steps": 2.5}, "steps is a whole number"),
         ("random", {"step_schedule": "square"}, "step_schedule is one of cosine, linear"),

@@ -98,7 +98,11 @@ def test_speed_is_that_of_the_log(tmp_path: Path) -> None:
 WRONG = {
     ("--seeds", "0"): "--seeds must be at least 1, not 0",
     ("--recipe", "custom_vqgan"): "no shipped quantizers for custom_vqgan; name some",
-    ("--quantizers", "digits_fsk"): "digits_fsk",
+    (
+        "--quantizers",
+        "digits_fsk",
+    ): "no config file digits_fsk; did you mean 'quantizers/digits_fsq'",
+    ("--quantizers", "fsq", "digits_fsq"): "have the same name",
     ("--quantizers", "digits_vq", "digits_vq.yaml"): "have the same name",
 }
 

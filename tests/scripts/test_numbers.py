@@ -67,7 +67,7 @@ CASES = [
     (
         extract_submodel.main,
         ". out.ckpt encoder",
-        ". is a folder, not a checkpoint",
+        " holds no checkpoints/last.ckpt: it is no run",
     ),
 ]
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from taming.errors import UserError
 from taming.training import cli, run_folder, trainer
-from taming.training.callbacks import SetupCallback
+from taming.training.callbacks import NamedModel, SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
 from taming.training.data_module import DataModuleFromConfig
@@ -48,6 +48,9 @@ def conf(**sections: Any) -> DictConfig:
     return config
 
 
+CONFIG = conf(model={"target": "taming.models.vqgan.VQModel"})
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setenv(run_folder._TIME_VARIABLE, "now")
@@ -56,15 +59,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 def callbacks_of(run: RunFolder, **lightning: Any) -> list[Any]:
     config = conf(**lightning)
-    return list(_callbacks(_callback_configs(config, run), config, conf(), run))
+    return list(_callbacks(_callback_configs(config, run), config, CONFIG, run))
 
 
 def test_the_callbacks_of_every_run(run: RunFolder) -> None:
-    ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, PositionedNoise]
+    ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, NamedModel]
     found = callbacks_of(run, skip_nonfinite=7)
-    ours += [FiniteNumbers, LoggedNames, FirstBatches, TrainsSomething, FiniteValidation]
-    assert [type(one) for one in found[:11]] == ours
-    assert found[4].tables == run.tables and found[6].skip == 7
+    ours += [
+        PositionedNoise,
+        FiniteNumbers,
+        LoggedNames,
+        FirstBatches,
+        TrainsSomething,
+        FiniteValidation,
+    ]
+    assert [type(one) for one in found[:12]] == ours
+    assert found[4].tables == run.tables and found[7].skip == 7
     (checkpoints,) = [one for one in found if isinstance(one, Checkpoints)]
     assert Path(checkpoints.dirpath or "") == run.checkpoints
     assert found[2]._before_exit == found[3]._before_exit == checkpoints.writer.wait
@@ -121,16 +131,6 @@ def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
         (run.tables / version).mkdir(parents=True)
 
 
-def test_checkpoints_are_written_and_read_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Any] = []
-    monkeypatch.setattr(trainer, "save_atomic", lambda *what: written.append(what))
-    monkeypatch.setattr(trainer, "read_checkpoint", lambda path: {"of": path})
-    files = trainer.AtomicCheckpointIO()
-    files.save_checkpoint({"a": 1}, "x.ckpt")
-    assert written == [({"a": 1}, "x.ckpt")]
-    assert files.load_checkpoint("x.ckpt", weights_only=False) == {"of": "x.ckpt"}
-
-
 def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(trainer, "rank_zero_info", said.append)
@@ -152,15 +152,15 @@ def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyP
 
 def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder) -> None:
     model: Any = build(first_stage_config())
-    made = make_trainer(CPU, conf(), conf(), run, model)
+    made = make_trainer(CPU, conf(), CONFIG, run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [RunProgress]
-    without = make_trainer(CPU | {"enable_progress_bar": False}, conf(), conf(), run, model)
+    without = make_trainer(CPU | {"enable_progress_bar": False}, conf(), CONFIG, run, model)
     assert not any(isinstance(one, TQDMProgressBar) for one in without.callbacks)  # type: ignore[attr-defined]
     assert made.default_root_dir == str(run.path) and made.loggers == []
     assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
-    made = make_trainer(CPU | {"default_root_dir": None}, own, conf(), run, model)
+    made = make_trainer(CPU | {"default_root_dir": None}, own, CONFIG, run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [TQDMProgressBar]
     assert made.default_root_dir == str(run.path)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from taming.modules.transformer.decoding import CachedDecoder
 
@@ -42,13 +43,39 @@ def path_of(order: Tensor, before: int) -> Tensor:
     return torch.cat((condition, order + before), dim=1)
 
 
-def kept_first(order: Tensor, known: Tensor | None) -> Tensor:
+def kept_first(order: Tensor, known: Tensor) -> Tensor:
     """An `order` (B, n) with the places first, by rows, where `known` (B, n) is not -1."""
-    if known is None:
-        return order
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)  # by place: when it comes
     return torch.where(known >= 0, places - order.shape[1], rank).argsort(1)
+
+
+def inwards(known: Tensor) -> Tensor:
+    """Orders (B, h * w) that lead from what is known (B, h, w), not -1, into the holes.
+
+    Known places are first, by rows. Each of the others is the one that then has most of the eight
+    around it, so that its code is predicted from what it has to fit to. In a hole at a corner,
+
+        8 6 .
+        7 5 .    by rows, the place that comes last would be the first
+        . . .
+
+    Of images of which nothing is known, all places are by rows.
+    """
+    there = known >= 0
+    flat = there.flatten(1)  # (B, h * w)
+    places = torch.arange(flat.shape[1], device=known.device).expand_as(flat)
+    rank = torch.where(flat, places - flat.shape[1], places)
+    done, window = flat.clone(), torch.ones(1, 1, 3, 3, device=known.device)
+    for step in range(int((~flat).sum(1).max())):
+        around = F.conv2d(done.view(there.shape)[:, None].float(), window, padding=1)
+        # The first of those that have as many; of whole images, one that is there.
+        score = (around.flatten(1).long() - 10 * done.long()) * flat.shape[1] - places
+        best = score.argmax(1, keepdim=True)
+        number = torch.where(done.gather(1, best), rank.gather(1, best), step)
+        rank.scatter_(1, best, number)
+        done.scatter_(1, best, True)
+    return torch.where(flat.any(1, keepdim=True), rank, places).argsort(1)
 
 
 def in_order(codes: Tensor, order: Tensor) -> Tensor:

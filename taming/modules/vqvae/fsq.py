@@ -94,7 +94,8 @@ class FSQ(Codebook):
 
 def _check_levels(levels: Sequence[int], symmetric: bool) -> None:
     if not levels or min(levels) < 2:
-        raise UserError(f"FSQ: levels are {list(levels)}; give each channel at least two")
+        least = "two" if symmetric else "three (two with symmetric: true)"
+        raise UserError(f"FSQ: levels are {list(levels)}; give each channel at least {least}")
     if 2 in levels and not symmetric:
         raise UserError(
             f"FSQ: levels are {list(levels)}, and two levels of a channel need symmetric: true; "

@@ -18,6 +18,7 @@ from taming.modules.transformer.orders import (
     by_rows,
     generate_in_steps,
     in_order,
+    inwards,
     kept_first,
     left_after,
     path_of,
@@ -147,8 +148,24 @@ def test_what_is_kept_comes_first_by_rows() -> None:
     order = torch.tensor([[3, 1, 0, 2], [2, 3, 1, 0]])
     known = torch.tensor([[-1, -1, 5, 6], [4, -1, -1, -1]])
     assert kept_first(order, known).tolist() == [[2, 3, 1, 0], [0, 2, 3, 1]]
-    assert kept_first(order, None) is order
     assert torch.equal(by_rows(in_order(known, order), order), known)
+
+
+def test_holes_are_filled_from_what_is_kept_inwards() -> None:
+    known = torch.zeros(5, 3, 3, dtype=torch.long)
+    known[0, :2, :2] = -1  # a corner
+    known[1] = -1
+    known[2, 1:] = -1  # all but the first row
+    known[3, 0] = -1  # the first row
+    orders = inwards(known).tolist()
+    assert orders[0] == [2, 5, 6, 7, 8, 4, 1, 3, 0]
+    assert orders[1] == list(range(9))
+    assert orders[2] == [0, 1, 2, 4, 3, 5, 7, 6, 8]
+    assert orders[3] == [3, 4, 5, 6, 7, 8, 1, 0, 2]
+    assert orders[4] == list(range(9))
+    wide = torch.full((1, 2, 5), -1)
+    wide[0, 1, 4] = 3
+    assert inwards(wide).tolist() == [[9, 3, 4, 8, 2, 7, 1, 6, 0, 5]]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

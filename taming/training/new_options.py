@@ -1,0 +1,120 @@
+"""Options that a run goes on with, or without, and what they keep beside the weights.
+
+Counts and averages of options that are new begin when the run goes on, and those of options that
+are gone are left out. What trains, and so has an optimizer's state, cannot come or go in a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.plugins import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from taming.checkpoint import read_checkpoint, save_atomic
+from taming.errors import UserError
+
+AVERAGES, PERCEPTUAL = "model_ema.", "perceptual_weight"
+# What they keep, by names -> the option.
+_KEPT_BY = {
+    r"(.*\.)?(idle|idle\.batches)": "revive_after",
+    r"(.*\.)?clusters\.embed_prob": "clustering",
+    r"(.*\.)?penalties\.lecam_means": "lecam_weight",
+    r"(.*\.)?start\.known": "disc_start",
+    re.escape(AVERAGES) + ".*": "use_ema",
+    r"(.*\.)?perceptual_loss\..*": PERCEPTUAL,
+}
+
+# What the shapes of weights do not tell, and cannot change.
+_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
+_OF_QUANTIZER = ("levels", "scales", "using_znorm")
+_UNCHANGED: tuple[str, ...] = (
+    "target",
+    "params.ddconfig.norm_groups",
+    "params.quantizer_config.target",
+)
+_UNCHANGED += tuple(f"params.transformer_config.params.{name}" for name in _OF_GPT)
+_UNCHANGED += tuple(f"params.quantizer_config.params.{name}" for name in _OF_QUANTIZER)
+_UNCHANGED += tuple(f"params.{name}" for name in _OF_QUANTIZER)
+
+
+def check_unchanged(before: DictConfig, now: DictConfig) -> None:
+    """Refuse (`UserError`) what would make another model of the same weights."""
+    for key in (f"model.{name}" for name in _UNCHANGED):
+        was, is_now = OmegaConf.select(before, key), OmegaConf.select(now, key)
+        if was != is_now:
+            raise UserError(f"{key} was {was} and is now {is_now}: it cannot change in a run")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A checkpoint's tensors as a model takes them, and the options that are new or gone."""
+
+    state: dict[str, Tensor]
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    def said(self, checkpoint: Path) -> str:
+        """One line; "" if there is nothing to say."""
+        parts = []
+        if self.new:
+            parts.append(f"{checkpoint} has nothing of {_words(self.new)} yet, which begins now")
+        if self.gone:
+            parts.append(f"what {_words(self.gone)} kept in {checkpoint} is left out")
+        return "; ".join(parts)
+
+
+def adapted(state: Mapping[str, Tensor], model: nn.Module) -> Adapted:
+    """A checkpoint's `state_dict` with what new options of a model begin with, and without what
+    those that are gone have kept.
+
+    Counts begin as the model was built, averages of weights at the weights.
+    """
+    own = model.state_dict()
+    new = {name: option for name in own.keys() - state.keys() if (option := _option(name))}
+    gone = {name: option for name in state.keys() - own.keys() if (option := _option(name))}
+    weights = {_averaged(name): tensor for name, tensor in state.items()}
+    begun = {name: weights.get(name, own[name]).clone() for name in new}
+    kept = {name: tensor for name, tensor in state.items() if name not in gone}
+    return Adapted({**kept, **begun}, _options(new.values()), _options(gone.values()))
+
+
+def _averaged(name: str) -> str:
+    """Where a weight's average is, see `LitEma`."""
+    return f"{AVERAGES}{name.replace('.', '')}"
+
+
+def _option(name: str) -> str | None:
+    return next((option for kept, option in _KEPT_BY.items() if re.fullmatch(kept, name)), None)
+
+
+def _options(found: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(found)))
+
+
+def _words(options: tuple[str, ...]) -> str:
+    return " and ".join(options)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, and reads them, for a model, without executing anything."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        save_atomic(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        content = read_checkpoint(path)
+        return {**content, "state_dict": adapted(content["state_dict"], self._model).state}
