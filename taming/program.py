@@ -69,13 +69,15 @@ OWN = {
     COMPLETION: "Print what lets a shell complete commands, flags and configs.",
 }
 # Options of Streamlit for the demo, as in .streamlit/config.toml: it is served to this machine
-# alone, nothing is reported or asked for, and files of code, which nobody changes, are not watched.
+# alone, nothing is reported, asked for or offered, and files of code, which nobody changes, are not
+# watched.
 DEMO = {
     "server.address": "localhost",
     "server.fileWatcherType": "none",
     "server.maxUploadSize": "20",
     "server.showEmailPrompt": "false",
     "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "viewer",
 }
 
 

@@ -33,7 +33,9 @@ class PageArguments(RunArguments):
         repeated=True,
     )  # fmt: skip
     label_names: str | None = flag(
-        None, "what a segmentation's labels are called: a text file with a line per label"
+        None,
+        "what a segmentation's labels are called: a text file with a line per label; the color in "
+        "which it is painted may be before it, as in the palette.txt of rendered landscapes",
     )
 
     def of(self, run: str) -> RunArguments:
