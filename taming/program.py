@@ -224,7 +224,7 @@ def configs(argv: Sequence[str]) -> None:
 
 def completion(argv: Sequence[str]) -> None:
     """Print the completion script of a shell."""
-    parser = Parser(description=OWN[COMPLETION], epilog='eval "$(taming completion bash)"')
+    parser = Parser(description=OWN[COMPLETION], epilog="taming completion bash > FILE, and `source FILE` in ~/.bashrc")
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
     print(completion_script(shell, flags_of_commands(), config_names()))
@@ -236,4 +236,6 @@ def flags_of_commands() -> dict[str, list[str]]:
     for name, script in SCRIPTS.items():
         if name != "demo":  # Streamlit's script runs when it is imported
             flags[name] = flags_of(load(shipped("scripts") / f"{script}.py").main)
-    return {**flags, "demo": flags["sample"]}
+    from taming.demo.arguments import read_page_arguments
+
+    return {**flags, "demo": flags_of(read_page_arguments)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -37,4 +38,6 @@ def find_config(path: str | Path) -> Path:
         name = name.removesuffix(path.suffix)
     if name in config_names():
         return shipped("configs") / f"{name}.yaml"
-    raise UserError(absence("config file", path))
+    close = [] if os.path.isdir(path) else difflib.get_close_matches(name, config_names(), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"{absence('config file', path)}{hint}")

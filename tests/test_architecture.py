@@ -59,7 +59,9 @@ ALLOWED = {
     "shipped": {"errors"},
     "completion_script": set(),
     "__main__": {"program"},
-    "program": {"command_line", "completion_script", "errors", "imports", "shipped", "training"},
+    "program": {
+        *("command_line", "completion_script", "demo", "errors", "imports", "shipped", "training"),
+    },
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors", "freed_memory"},

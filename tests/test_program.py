@@ -62,7 +62,9 @@ def test_commands_are_the_scripts(
     assert (caught.value.code, capsys.readouterr().err) == (2, "error: there is no folder gone\n")
     with pytest.raises(SystemExit):
         run("train", "--base", "digits_vqgann")
-    assert capsys.readouterr().err == "error: there is no config file digits_vqgann\n"
+    assert capsys.readouterr().err == (
+        "error: there is no config file digits_vqgann; did you mean digits_vqgan?\n"
+    )
 
 
 def test_configs_are_listed_copied_and_found_by_name(
@@ -116,6 +118,7 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "train", "--no-t"), "--no-test"),
         (("taming", "train", "--base", "digits_v"), "digits_variants_transformer digits_vqgan"),
         (("taming", "evaluate", "--swe"), "--sweep"),
+        (("taming", "demo", "--la"), "--label_names"),
     ],
 )
 def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], expected: str) -> None:
