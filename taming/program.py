@@ -224,7 +224,10 @@ def configs(argv: Sequence[str]) -> None:
 
 def completion(argv: Sequence[str]) -> None:
     """Print the completion script of a shell."""
-    parser = Parser(description=OWN[COMPLETION], epilog="taming completion bash > FILE, and `source FILE` in ~/.bashrc")
+    parser = Parser(
+        description=OWN[COMPLETION],
+        epilog="taming completion bash > FILE, and `source FILE` in ~/.bashrc",
+    )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
     print(completion_script(shell, flags_of_commands(), config_names()))
