@@ -13,6 +13,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import streamlit as st
 
+from taming.imports import many_imports
+
 ABOUT = """
 A transformer samples the codes of an image one after another, and the VQGAN turns them into pixels.
 Choose what to start from in the sidebar, then press *Sample*.
@@ -23,7 +25,7 @@ def main() -> None:
     st.set_page_config(page_title="Sample an image", page_icon=":art:", layout="wide")
     st.title("Sample an image")
     st.markdown(ABOUT)
-    with st.spinner("Starting"):  # the imports take seconds
+    with st.spinner("Starting"), many_imports():  # they take seconds
         from taming.demo import page
     page.main()
 

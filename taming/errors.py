@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import errno
 import functools
+import gc
 import os
 import signal
 import sys
@@ -184,6 +185,8 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         context = contextvars.copy_context()
+        if main.__module__ == "__main__":  # what was imported stays: no garbage to look for there
+            gc.freeze()
         try:
             # What a command line sets, as `--trust` does, ends with it.
             context.run(own_code.set, {})

@@ -21,6 +21,7 @@ import taming
 from taming.command_line import Parser, flags_of
 from taming.completion_script import SHELLS, completion_script
 from taming.errors import UserError, command
+from taming.imports import many_imports
 from taming.shipped import config_names, find_config, shipped
 
 # The scripts by their subcommands, in the order in which they are needed.
@@ -67,6 +68,17 @@ OWN = {
     CONFIGS: "List the shipped configs, or copy some to change them.",
     COMPLETION: "Print what lets a shell complete commands, flags and configs.",
 }
+# Options of Streamlit for the demo, as in .streamlit/config.toml: it is served to this machine
+# alone, nothing is reported, asked for or offered, and files of code, which nobody changes, are not
+# watched.
+DEMO = {
+    "server.address": "localhost",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": "20",
+    "server.showEmailPrompt": "false",
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "viewer",
+}
 
 
 @command
@@ -109,7 +121,8 @@ def overview() -> str:
 
 def train(argv: Sequence[str]) -> None:
     """What main.py does."""
-    from taming.training.cli import main
+    with many_imports(of_command=True):
+        from taming.training.cli import main
 
     main(argv)
 
@@ -125,16 +138,16 @@ def run_script(name: str, argv: Sequence[str]) -> None:
 
 
 def demo_words(path: Path, argv: Sequence[str]) -> list[str]:
-    """Python's arguments for the demo: Streamlit serves it on this machine alone, unless one of its
-    own flags, `--server.address=0.0.0.0`, says otherwise."""
+    """Python's arguments for the demo: Streamlit serves it with `DEMO`, unless one of its own
+    flags, `--server.address=0.0.0.0`, says otherwise."""
     if {"-h", "--help"} & set(argv):
         return [str(path), *argv]
     sections = ("--server.", "--browser.", "--theme.", "--client.", "--logger.")
     own = [word for word in argv if word.startswith(sections)]
     rest = [word for word in argv if word not in own]
-    if not any(word.startswith("--server.address") for word in own):
-        own.append("--server.address=127.0.0.1")
-    return ["-m", "streamlit", "run", str(path), *own, "--", *rest]
+    said = {word[2:].partition("=")[0] for word in own}
+    own += [f"--{name}={value}" for name, value in DEMO.items() if name not in said]
+    return ["-m", "taming.demo", "run", str(path), *own, "--", *rest]
 
 
 def load(path: Path) -> ModuleType:
@@ -143,7 +156,8 @@ def load(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    with many_imports(of_command=True):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -210,7 +224,10 @@ def configs(argv: Sequence[str]) -> None:
 
 def completion(argv: Sequence[str]) -> None:
     """Print the completion script of a shell."""
-    parser = Parser(description=OWN[COMPLETION], epilog='eval "$(taming completion bash)"')
+    parser = Parser(
+        description=OWN[COMPLETION],
+        epilog="taming completion bash > FILE, and `source FILE` in ~/.bashrc",
+    )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
     print(completion_script(shell, flags_of_commands(), config_names()))
@@ -222,4 +239,6 @@ def flags_of_commands() -> dict[str, list[str]]:
     for name, script in SCRIPTS.items():
         if name != "demo":  # Streamlit's script runs when it is imported
             flags[name] = flags_of(load(shipped("scripts") / f"{script}.py").main)
-    return {**flags, "demo": flags["sample"]}
+    from taming.demo.arguments import read_page_arguments
+
+    return {**flags, "demo": flags_of(read_page_arguments)}

@@ -38,7 +38,8 @@ def find_config(path: str | Path) -> Path:
         name = name.removesuffix(path.suffix)
     if name in config_names():
         return shipped("configs") / f"{name}.yaml"
-    raise UserError(f"{absence('config file', path)}{_nearest(name)}")
+    hint = "" if os.path.isdir(path) else _nearest(name)
+    raise UserError(f"{absence('config file', path)}{hint}")
 
 
 def _nearest(name: str) -> str:

@@ -39,7 +39,7 @@ written = cache(ast.unparse)
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
-GROUND |= {"freed_memory", "shipped"}
+GROUND |= {"freed_memory", "imports", "shipped"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -55,10 +55,13 @@ ALLOWED = {
     "errors": set(),
     "user_files": set(),
     "words": set(),
+    "imports": set(),
     "shipped": {"errors"},
     "completion_script": set(),
     "__main__": {"program"},
-    "program": {"command_line", "completion_script", "errors", "shipped", "training"},
+    "program": {
+        *("command_line", "completion_script", "demo", "errors", "imports", "shipped", "training"),
+    },
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors", "freed_memory"},

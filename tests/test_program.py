@@ -15,7 +15,7 @@ from taming import __version__
 from taming.command_line import Parser
 from taming.config import load_config
 from taming.errors import UserError
-from taming.program import OWN, SCRIPTS, demo_words, load, main, overview
+from taming.program import DEMO, OWN, SCRIPTS, demo_words, load, main, overview
 from taming.shipped import config_names, find_config, shipped
 from tests.support import ROOT
 
@@ -118,6 +118,7 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "train", "--no-t"), "--no-test"),
         (("taming", "train", "--base", "digits_v"), "digits_variants_transformer digits_vqgan"),
         (("taming", "evaluate", "--swe"), "--sweep"),
+        (("taming", "demo", "--la"), "--label_names"),
     ],
 )
 def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], expected: str) -> None:
@@ -166,15 +167,24 @@ def test_scripts_are_loaded_as_modules() -> None:
 
 
 def test_the_demo_is_served_on_this_machine_alone() -> None:
-    path = Path("demo.py")
-    assert demo_words(path, ["-r", "logs/x"]) == [
-        *("-m", "streamlit", "run", "demo.py", "--server.address=127.0.0.1", "--", "-r", "logs/x"),
-    ]
+    path, first = Path("demo.py"), ["-m", "taming.demo", "run", "demo.py"]
+    ours = [f"--{name}={value}" for name, value in DEMO.items()]
+    assert ours[0] == "--server.address=localhost"
+    assert demo_words(path, ["-r", "logs/x"]) == [*first, *ours, "--", "-r", "logs/x"]
     own = ["--server.address=0.0.0.0", "--theme.base=dark"]
-    assert demo_words(path, ["-r", *own, "x"]) == [
-        *("-m", "streamlit", "run", "demo.py", *own, "--", "-r", "x"),
-    ]
+    assert demo_words(path, ["-r", *own, "x"]) == [*first, *own, *ours[1:], "--", "-r", "x"]
     assert demo_words(path, ["-h"]) == ["demo.py", "-h"]
+
+
+def test_both_ways_to_start_the_demo_have_the_same_options() -> None:
+    section, found = "", {}
+    for line in (ROOT / ".streamlit/config.toml").read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif "=" in line and not line.startswith("#"):
+            name, _, value = line.partition(" = ")
+            found[f"{section}.{name}"] = value.strip('"')
+    assert found == DEMO
 
 
 def test_a_reader_that_has_enough_ends_a_command_silently() -> None:

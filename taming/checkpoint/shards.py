@@ -21,7 +21,6 @@ from torch import Tensor
 
 from taming.checkpoint.checksum import DamagedFileError
 from taming.errors import UserError
-from taming.sharding import is_sharded, load_shards
 
 SHARDS = "shards"  # the entry of a checkpoint, and the folder beside it
 JOIN = "scripts/consolidate.py"
@@ -44,6 +43,8 @@ def replaced(content: Any, new: Callable[[str, Tensor], Tensor], place: str = ""
 
 def split(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint with the shapes of its sharded tensors alone, and these by their places."""
+    from taming.sharding import is_sharded  # takes half a second, for few runs
+
     sharded: dict[str, Tensor] = {}
 
     def shape_of(place: str, tensor: Tensor) -> Tensor:
@@ -92,6 +93,8 @@ def filled(
 ) -> dict[str, Any]:
     """A checkpoint with the tensors in its shards read: each whole, or divided among the processes
     as the tensor is that `like(place)` gives for it; without one it stays out."""
+    from taming.sharding import load_shards
+
     targets: dict[str, Tensor] = {}
 
     def target(place: str, tensor: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from taming.checkpoint.weights import load_added, load_file
 from taming.errors import UserError
+from taming.imports import many_imports
 from taming.user_code import calling, name_of
+
+with many_imports():  # scripts and notebooks come here first
+    from pytorch_lightning import LightningModule
 
 Constructor = Callable[..., None]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from taming.demo.arguments import PageArguments
 from taming.demo.drawing import Drawn, draw, requests_for_inputs
-from taming.demo.runs import Loaded, PageArguments
+from taming.demo.runs import Loaded
 from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SampleSettings

@@ -77,7 +77,7 @@ class Drawn:
     def caption(self) -> str:
         """How they were sampled."""
         width, height = self.image.size
-        shown = [key for key in CAPTION_KEYS if key in self.record]
+        shown = [key for key in CAPTION_KEYS if self.record.get(key) is not None]
         shown = [key for key in shown if key != "guidance" or self.record[key] != 1]
         settings = [f"{key.replace('_', ' ')} {_as_text(self.record[key])}" for key in shown]
         count = sum(map(len, self.changes.values()))

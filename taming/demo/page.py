@@ -9,34 +9,24 @@ from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 from torch import Tensor
 
-from taming.command_line import from_flags, parse
 from taming.data.seeding import SeededDataset
 from taming.demo.actions import show_actions
+from taming.demo.arguments import read_page_arguments
 from taming.demo.desk import Desk
 from taming.demo.gallery import WIDTH
 from taming.demo.history import history, show_new, spaced
 from taming.demo.links import Choices
-from taming.demo.runs import Loaded, PageArguments, choose_run, load
+from taming.demo.runs import Loaded, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
 from taming.demo.sources import PAINTING, choose_inputs
 from taming.errors import UserError, sentence
-from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import enlarged, to_pillow
-from taming.sampling.arguments import DataArguments, RunArguments, make_parser
+from taming.sampling.arguments import RunArguments
 from taming.sampling.inputs import SampleInputs, condition_images
 from taming.sampling.sizes import pixels_per_token
 
-DESCRIPTION = "Sample images in the browser."
 MOST_RATIO = 1.5  # width by height of a canvas that leaves room beside it
-
-
-def read_page_arguments() -> tuple[PageArguments, DataArguments, Guide]:
-    """The command line."""
-    parser = make_parser(DESCRIPTION, DataArguments, Guide, run=PageArguments)
-    args, overrides = parse(parser)
-    page = from_flags(PageArguments, args, overrides=tuple(overrides))
-    return page, from_flags(DataArguments, args), from_flags(Guide, args)
 
 
 def show() -> None:

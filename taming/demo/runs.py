@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
 import streamlit as st
 
 from taming.checkpoint.runs import runs_in
-from taming.command_line import flag
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.data.seeding import SeededDataset
 from taming.demo.links import Choices
-from taming.errors import UserError, reason_of, sentence
+from taming.errors import UserError, sentence
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.arguments import DataArguments, RunArguments
 from taming.sampling.inputs import class_names
@@ -22,37 +20,6 @@ from taming.sampling.load import open_dataset
 from taming.user_files import read_text
 
 LOGS = Path("logs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageArguments(RunArguments):
-    """The command line of the page: `RunArguments` of any number of runs."""
-
-    resume: tuple[str, ...] = flag(  # type: ignore[assignment]
-        (), "a run: its folder or checkpoint; may be repeated; default: those in logs/", "-r",
-        repeated=True,
-    )  # fmt: skip
-    label_names: str | None = flag(
-        None, "what a segmentation's labels are called: a text file with a line per label"
-    )
-
-    def of(self, run: str) -> RunArguments:
-        """The arguments for one run."""
-        given = {field.name: vars(self)[field.name] for field in fields(RunArguments)}
-        return RunArguments(**{**given, "resume": run})
-
-    @property
-    def names(self) -> list[str]:
-        """The lines of `--label_names`."""
-        if self.label_names is None:
-            return []
-        try:
-            return read_text(self.label_names).splitlines()
-        except (OSError, ValueError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else "it is no text in UTF-8"
-            raise UserError(
-                f"--label_names: {self.label_names} cannot be read ({reason})"
-            ) from None
 
 
 class Loaded(NamedTuple):

@@ -86,8 +86,11 @@ def save_weights(
     # Masks, and projections that decoding has fused, share memory, which the format forbids.
     apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     with atomic_path(target) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         try:
             save_file(apart, partial, {"format": "pt", **header})
+            partial.chmod(mode)  # whom other files let read it; the library lets its owner alone
         except SafetensorError as error:  # which the system's errors are to the library
             number = re.search(r"\(os error (\d+)\)", str(error))
             if number is None:

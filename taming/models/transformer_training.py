@@ -36,7 +36,6 @@ from taming.modules.transformer.orders import in_order, path_of
 from taming.modules.transformer.own_methods import logits_of
 from taming.modules.util import Labelator
 from taming.run_length import RunLength
-from taming.sharding import shard
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +132,8 @@ class TransformerTraining(CodeSampling, KeptHooks):
         """With `--strategy fsdp2`, divide the transformer among the processes, block by block; the
         frozen stages stay whole in each of them."""
         if self.device_mesh is not None:
+            from taming.sharding import shard
+
             parts = self.transformer.blocks if isinstance(self.transformer, GPT) else ()
             # On a processor, autocast has no normalization of float32 by weights in bfloat16.
             on_gpu = self.device_mesh.device_type == "cuda"

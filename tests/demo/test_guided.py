@@ -97,6 +97,7 @@ def test_a_class_then_a_part_of_the_image(
     marked[:4] = 1
     Canvas(monkeypatch, guide=painted(marked))
     page.radio(key="guide start").set_value("the image that is shown").run()
+    page.toggle(key="at once").set_value(False)
     page.selectbox(key="guide class").set_value(1)
     page.slider(key="guide rate").set_value(0.5)
     second = guided(page)
@@ -104,7 +105,6 @@ def test_a_class_then_a_part_of_the_image(
     assert not second.indices[0][:2].equal(first.indices[0][:2])
     assert len(page.session_state.history.entries) == 2
     # The transformer samples parts of what was guided, too.
-    page.toggle(key="at once").set_value(False)
     Canvas(monkeypatch, region=painted(marked))
     page.run()
     page.button(key="again").click().run()

@@ -181,7 +181,7 @@ def test_two_settings_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_of_names_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taming.demo.runs import PageArguments
+    from taming.demo.arguments import PageArguments
 
     Path("latin").write_bytes(b"\xe4")
     for path, words in (("gone", "No such file"), ("latin", "no text in UTF-8")):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from taming.demo.painting import colors
 from taming.sampling.folder import RECORD
 from tests.kit.demo import Canvas, app, captions, error_of, note_calls, painted, sampled
 from tests.kit.models import transformer_config
@@ -42,11 +43,14 @@ def test_a_segmentation_is_painted(monkeypatch: pytest.MonkeyPatch) -> None:
     canvas = Canvas(monkeypatch)
     calls = note_calls(monkeypatch)
     names = Path("names.txt")
-    names.write_text("sky\nsea\nsand\nstone\n")
+    names.write_text("120 180 230 blue sky\nsea\n300 0 0 sand\n1 2 3\n")
     link = "source=a painting&begin=1"
     page = page_of("labels", monkeypatch, link, "--label_names", str(names))
     given = canvas.given["labels canvas"]
-    assert [label["name"] for label in given["labels"]] == ["sky", "sea", "sand", "stone"]
+    names_given = [label["name"] for label in given["labels"]]
+    assert names_given == ["blue sky", "sea", "300 0 0 sand", "1 2 3"]
+    own, *others = [label["color"] for label in given["labels"]]
+    assert own == "#78b4e6" and others == colors(4)[1:]
     assert given["background"].startswith("data:image/png;base64,")
     sampled(page)  # the example's
     page.number_input(key="begin").set_value(-1).run()

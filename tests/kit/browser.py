@@ -159,7 +159,8 @@ class Page:
             "windowsVirtualKeyCode": KEYS[key],
             "modifiers": 2 * control + 8 * shift,
         }
-        text = {"text": key} if len(key) == 1 and not control else {}
+        typed = "\r" if key == "Enter" else key  # older Streamlits wait for the character
+        text = {"text": typed} if len(typed) == 1 and not control else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **options, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **options)
 

@@ -46,10 +46,9 @@ def served(run: Path, data: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--server.address", "127.0.0.1", "--server.port", str(port)]
-    flags += ["--server.headless", "true", "--browser.gatherUsageStats", "false"]
-    command = [sys.executable, "-m", "streamlit", "run", "scripts/sample_conditional.py", *flags]
-    given = ["--", "-r", str(run), "-b", str(data), "--device", "cpu"]
+    flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true"]
+    command = [sys.executable, "-m", "taming", "demo", *flags]
+    given = ["-r", str(run), "-b", str(data), "--device", "cpu"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     server = subprocess.Popen([*command, *given], cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
     address = f"http://127.0.0.1:{port}"

@@ -109,6 +109,12 @@ def test_safetensors_hold_the_whole_model(run: Path, tmp_path: Path) -> None:
     assert written.keys() == loaded.state_dict().keys()
 
 
+def test_safetensors_are_read_by_whom_other_files_are(tmp_path: Path) -> None:
+    save_weights({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
 def test_no_room_for_weights(tmp_path: Path, name: str) -> None:
     with no_room(), pytest.raises(UserError, match=r"cannot write .*model\.\w+ \(File too large"):

@@ -90,6 +90,7 @@ def test_every_kind_of_condition(
     assert sampled(page).size == (12, 12)
     result = page.session_state.result
     assert "12 x 12 pixels, seed 0, temperature 0.9" in captions(page)[-1]
+    assert "None" not in captions(page)[-1]
     with Image.open(io.BytesIO(result.files["GIF"][0])) as film:
         assert (film.n_frames > 10, film.size) == (True, (384, 384))  # type: ignore[attr-defined]
     with Image.open(io.BytesIO(result.files["PNG"][0])) as file:
