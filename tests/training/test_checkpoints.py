@@ -147,6 +147,9 @@ class Disk(pl.Callback):
         if trainer.global_step == self.full_from:
             _limit_files(2**13)
         if trainer.global_step == self.until:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.writer.wait()  # for what was to be written while the disk was full
             _limit_files(resource.RLIM_INFINITY)
 
 

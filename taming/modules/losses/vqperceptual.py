@@ -47,7 +47,13 @@ from taming.modules.losses.base import (
 )
 from taming.modules.losses.lpips import LPIPS
 from taming.modules.losses.penalties import Penalties, PenaltyOptions
-from taming.modules.losses.perceptual import drop_unused_lpips, fill, make_perceptual, path_of
+from taming.modules.losses.perceptual import (
+    Perceptual,
+    drop_unused_lpips,
+    fill,
+    make_perceptual,
+    path_of,
+)
 from taming.modules.losses.pixels import PIXEL_LOSSES, images_of
 from taming.modules.losses.start import DiscriminatorStart
 from taming.run_length import RunLength
@@ -297,8 +303,11 @@ class VQLPIPSWithDiscriminator(AdaptiveWeight):
         if self.perceptual_loss is None:
             return pixels, torch.zeros_like(pixels)
         self.prepare()  # by training loops of one's own
-        pair = inputs, images_of(outputs, inputs.shape[1])
-        p_loss = self.perceptual_loss(*pair, dtype=self._dtype_of_products()).mean()
+        # A subclass may have put another network there, which takes two images alone.
+        own = isinstance(self.perceptual_loss, Perceptual)
+        options = {"dtype": self._dtype_of_products()} if own else {}
+        outputs = images_of(outputs, inputs.shape[1])
+        p_loss = self.perceptual_loss(inputs, outputs, **options).mean()
         return pixels + self.perceptual_weight * p_loss, p_loss
 
     def _discriminator_logits(self, images: Tensor, cond: Tensor | None) -> Tensor:
