@@ -44,7 +44,7 @@ mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
 	$(BIN)/python -m tests.mutants $(MODULE) $(if $(TESTS),--tests $(TESTS))
 
-# Train both stages on handwritten digits, sample, and report: four to ten minutes on two cores.
+# Train both stages on handwritten digits, sample, and report: two to ten minutes on two cores.
 demo: install
 	$(BIN)/python scripts/digits.py
 

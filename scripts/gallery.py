@@ -181,15 +181,20 @@ def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Imag
     return grid(rows)
 
 
+def spread(total: int) -> list[int]:
+    """Six places among so many, at steps that are no multiple of 8: every eighth map is of the same
+    kind of place."""
+    return [(number * total // 6 + number) % total for number in range(6)]
+
+
 def of_map(shop: Workshop, kind: str) -> Image.Image:
-    """Six maps of validation from first to last, what the model makes of them, and what they are
+    """Six maps of validation, spread over all, what the model makes of them, and what they are
     maps of."""
     run = shop.transformer(kind, kind)
     folder = shop.samples("sample-data", run, kind, ("--batch_size", "16", *GUIDED))
     parts = ("conditioning", "samples", "originals")
     columns = sorted(path.name for path in folder.glob("*/samples/*.png"))
-    # A step of its own, as places take turns every eighth map.
-    shown = [columns[number * len(columns) // 6 + number] for number in range(6)]
+    shown = [columns[place] for place in spread(len(columns))]
     rows = [[cell_of(next(folder.glob(f"*/{part}/{name}"))) for name in shown] for part in parts]
     return grid(rows, side=160)
 

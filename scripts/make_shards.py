@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 from taming.command_line import Extend, Parser, add_flags, add_trust_flag, flag, from_flags, parse
 from taming.config import load_config
@@ -16,7 +16,7 @@ from taming.words import counted
 
 @dataclass(frozen=True)
 class Options:
-    outdir: str | None = flag(None, "folder for the shards (required)", "-o", hidden=("--output",))
+    outdir: str = flag(MISSING, "folder for the shards", "-o", hidden=("--output",))
     per_shard: int = flag(5000, "samples per shard", "-n")
     skip_bad: bool = flag(False, "leave damaged files out")
 
@@ -32,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_trust_flag(parser)
     args, overrides = parse(parser, argv)
     options = from_flags(Options, args)
-    if options.outdir is None:
-        parser.error("the folder for the shards is missing; give --outdir")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.per_shard < 1:
         raise UserError(f"--per_shard is {options.per_shard}; it must be at least 1")

@@ -67,6 +67,8 @@ class Parser(argparse.ArgumentParser):
     asked: ClassVar[list[Parser] | None] = None  # gets the parser, see `parser_of`
 
     def __init__(self, **options: Any) -> None:
+        if "\n\n" in (options.get("description") or ""):  # paragraphs, which stay such
+            options["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**{"prog": self.program, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -88,8 +90,7 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         """All that `--help` shows."""
-        shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
-        return [name for action in shown for name in action.option_strings]
+        return [n for a in self._actions if a.help != argparse.SUPPRESS for n in a.option_strings]
 
     def error(self, message: str) -> NoReturn:
         _, unrecognized, words = message.partition("unrecognized arguments: ")
@@ -248,8 +249,7 @@ def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
     """
     hints = typing.get_type_hints(settings)
     for entry in fields(settings):
-        kind = hints[entry.name]
-        if is_dataclass(kind) and isinstance(kind, type):
+        if is_dataclass(kind := hints[entry.name]) and isinstance(kind, type):
             add_flags(parser, kind, **defaults)
         elif "flag" in entry.metadata:
             _add_flag(parser, entry, kind, defaults.get(entry.name, entry.default))
@@ -295,7 +295,9 @@ def _naming(name: str, parse: Callable[[str], Any] | None) -> Callable[[str], An
 
 def _help(text: str, default: Any) -> str:
     """The text with its default, with percent signs as argparse wants them."""
-    if default is not None and default is not False and default is not MISSING and default != ():
+    if default is MISSING:
+        text += " (required)"
+    elif default is not None and default is not False and default != ():
         value = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default {value})"
     return text.replace("%", "%%")
@@ -317,14 +319,12 @@ def from_flags(settings: type[T], args: argparse.Namespace, **rest: Any) -> T:
     hints = typing.get_type_hints(settings)
     values = dict(rest)
     for entry in fields(settings):  # type: ignore[arg-type]
-        kind = hints[entry.name]
         if entry.name in rest:
             continue
-        if is_dataclass(kind) and isinstance(kind, type):
+        if is_dataclass(kind := hints[entry.name]) and isinstance(kind, type):
             values[entry.name] = from_flags(kind, args)
         elif "flag" in entry.metadata:
-            value = getattr(args, entry.name)
-            if value is MISSING:
+            if (value := getattr(args, entry.name)) is MISSING:
                 raise UserError(f"--{entry.name} is missing (see --help)")
             values[entry.name] = tuple(value) if isinstance(value, list) else value
     return settings(**values)

@@ -132,16 +132,23 @@ def run_script(name: str, argv: Sequence[str]) -> None:
     path = shipped("scripts") / f"{SCRIPTS[name]}.py"
     if name != "demo":
         return load(path).main(argv)
+    if {"-h", "--help"} & set(argv):
+        return print_help_of_demo()
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit: pip install 'taming-transformers[demo]'")
     os.execv(sys.executable, [sys.executable, *demo_words(path, argv)])
 
 
+def print_help_of_demo() -> None:
+    """Streamlit, which would start with warnings, is not needed for it."""
+    from taming.demo.arguments import read_page_arguments
+
+    read_page_arguments(["--help"])
+
+
 def demo_words(path: Path, argv: Sequence[str]) -> list[str]:
     """Python's arguments for the demo: Streamlit serves it with `DEMO`, unless one of its own
     flags, `--server.address=0.0.0.0`, says otherwise."""
-    if {"-h", "--help"} & set(argv):
-        return [str(path), *argv]
     sections = ("--server.", "--browser.", "--theme.", "--client.", "--logger.")
     own = [word for word in argv if word.startswith(sections)]
     rest = [word for word in argv if word not in own]

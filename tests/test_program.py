@@ -173,7 +173,26 @@ def test_the_demo_is_served_on_this_machine_alone() -> None:
     assert demo_words(path, ["-r", "logs/x"]) == [*first, *ours, "--", "-r", "logs/x"]
     own = ["--server.address=0.0.0.0", "--theme.base=dark"]
     assert demo_words(path, ["-r", *own, "x"]) == [*first, *own, *ours[1:], "--", "-r", "x"]
-    assert demo_words(path, ["-h"]) == ["demo.py", "-h"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("demo", "usage: taming demo [-h]"),
+        ("train", "usage: taming train [-h]"),
+        ("encode", "folder for the codes (required)"),
+        ("shards", "folder for the shards (required)"),
+        ("digits", "\n\n    python scripts/digits.py\n\n"),  # a paragraph of its own
+    ],
+)
+def test_help_names_the_command_and_what_it_needs(
+    name: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parser, "program", None)
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    printed = capsys.readouterr()
+    assert not ended.value.code and expected in printed.out and not printed.err
 
 
 def test_both_ways_to_start_the_demo_have_the_same_options() -> None:

@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 from taming import program
 from taming.command_line import Parser, parser_of
+from taming.demo.arguments import read_page_arguments
 
 MARK = re.compile(r"^<!-- options: ([\w -]+) -->$", re.MULTILINE)
-PAGE = "demo"  # Streamlit runs this script when it is imported
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -41,8 +41,8 @@ def main_of(name: str) -> Any:
     """The function behind a command."""
     if name in program.OWN:
         return getattr(program, name)
-    if name == PAGE:
-        raise LookupError("the demo's options are those of its page")
+    if name == "demo":  # Streamlit runs its script when it is imported
+        return read_page_arguments
     path = ROOT / "scripts" / f"{program.SCRIPTS[name]}.py"
     return program.load(path).main
 
@@ -77,6 +77,7 @@ def names_of(action: argparse.Action) -> str:
 def help_of(action: argparse.Action) -> str:
     """What `--help` says, in a cell of a table."""
     text = (action.help or "") % {**vars(action), "prog": "taming"}
-    required = " (required)" if action.option_strings and action.required else ""
+    needed = action.option_strings and action.required and "(required)" not in text
+    required = " (required)" if needed else ""
     escaped = re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
     return escaped + required

@@ -28,7 +28,7 @@ def get_parser(**options: Any) -> Parser:
     `options` are argparse's, such as `description`.
     """
     texts = {
-        "prog": "main.py",
+        "prog": Parser.program or "main.py",
         "description": "Train a first stage or a transformer from YAML configs.",
         "epilog": "Further arguments: --key value for any argument of the Lightning Trainer, "
         "--gpus 0, | 0,1 | 2, and key.path=value to override the configs.",

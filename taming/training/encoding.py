@@ -37,7 +37,7 @@ class EncodingOptions:
     """What is encoded of each training image. Other splits are encoded as the data have them."""
 
     flips: bool = flag(False, "mirrored copies of the training images as well")
-    crops: int = flag(0, "random crops of each training image (default: the dataset's own crop)")
+    crops: int = flag(0, "random crops of each training image; 0: the dataset's own crop")
     seed: int = flag(23, "decides what is random in each image, together with its number")
     batch_size: int = flag(32, "images that are encoded at once")
 

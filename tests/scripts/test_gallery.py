@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.gallery import PICTURES, main
+from scripts.gallery import PICTURES, main, spread
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
@@ -41,6 +41,13 @@ def test_a_picture_is_made_once_from_what_is_there(
     assert "taming examples" not in capsys.readouterr().out  # the data are there
     main(words)
     assert capsys.readouterr().out == f"landscapes is in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("total", [8, 16, 96, 192])  # of --small, and of depth and labels in full
+def test_maps_that_are_shown_are_there_and_of_several_places(total: int) -> None:
+    shown = spread(total)
+    assert len(set(shown)) == 6 and set(shown) <= set(range(total))
+    assert len({place % 8 for place in shown}) >= 4
 
 
 def test_an_unknown_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

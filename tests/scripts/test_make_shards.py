@@ -51,7 +51,7 @@ def test_what_cannot_be_written(
         ([*outdir, "--split", "test"], "no data.params.test; give --split train"),
         ([*outdir, "-n", "0"], "--per_shard is 0"),
         ([*outdir, "--size", "3"], "unknown argument --size"),
-        ([], "give --outdir"),
+        ([], "--outdir is missing"),
     ):
         with pytest.raises(SystemExit, match="2"):
             make(monkeypatch, "-b", base, *args)
