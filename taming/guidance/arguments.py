@@ -13,7 +13,15 @@ from taming.errors import UserError
 from taming.guidance.clip import load_clip
 from taming.guidance.encoders import ImageEncoder
 from taming.guidance.networks import load_classifier_guide, load_features
-from taming.guidance.objective import Target, class_target, image_targets, text_targets
+from taming.guidance.objective import (
+    NO_CLASSES,
+    NO_TEXTS,
+    Target,
+    class_target,
+    image_targets,
+    read_texts,
+    text_targets,
+)
 from taming.sampling.completion import HALVES
 
 RANDOM, PRIOR = "random", "prior"
@@ -79,6 +87,11 @@ class Prompts(Guide):
             )
         if not (self.prompt or self.image_prompt or self.classes):
             raise UserError("say what to draw: --prompt, --image_prompt or --classes")
+        # Before networks are loaded, whose weights may not be there.
+        if read_texts(self.prompt) and self.clip is None:
+            raise UserError(NO_TEXTS)
+        if self.classes is not None and self.classifier is None:
+            raise UserError(NO_CLASSES)
 
     def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
         """What to draw, by the class; only None without `--classes`."""

@@ -67,8 +67,8 @@ def load_clip(
     local = folder if (folder / "open_clip_config.json").is_file() else None
     named = f"local-dir:{folder}" if local else architecture
     if local is None and architecture not in open_clip.list_models():
-        close = did_you_mean(architecture, open_clip.list_models())
-        raise UserError(f"open_clip has no model '{architecture}'{close}; try {USUAL}")
+        close = did_you_mean(architecture, open_clip.list_models()) or f"; try {USUAL}"
+        raise UserError(f"open_clip has no model '{architecture}'{close}")
     state, facts = clip_weights(open_clip, local or architecture, tag, weights)
     model = _built(open_clip, named, facts)
     _fill(model, state, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.guidance.encoders import Channels, ImageEncoder, normalized
-from taming.modules.losses.lpips import LPIPS
+from taming.modules.losses.lpips import LPIPS, backbone_file
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 from taming.sampling.rejection import Classifier
 
@@ -67,15 +68,24 @@ class ClassifierGuide:
 
 
 class NetworkFeatures:
-    """What enters the last linear layer of a network of torchvision's."""
+    """What enters the last linear layer of a network of torchvision's.
+
+    Raises:
+        UserError: for a network that has none, such as SqueezeNet.
+    """
 
     def __init__(self, network: nn.Module, size: int, device: torch.device) -> None:
         self.network, self.size, self.device = network.eval().requires_grad_(False), size, device
         self.mean: Channels = IMAGENET_MEAN
         self.std: Channels = IMAGENET_STD
         self._seen: list[Tensor] = []
-        last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        last.register_forward_pre_hook(lambda module, inputs: self._seen.append(inputs[0]))
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise UserError(
+                f"{type(network).__name__} has no linear layer that reads features; take another, "
+                "such as resnet50"
+            )
+        layers[-1].register_forward_pre_hook(lambda module, inputs: self._seen.append(inputs[0]))
 
     def encode_images(self, images: Tensor) -> Tensor:
         self._seen.clear()
@@ -138,9 +148,12 @@ def load_features(name: str, device: torch.device, path: str | None = None) -> I
     """
     kind, _, file = name.partition(":")
     if kind not in LPIPS_NETWORKS:
+        if close := difflib.get_close_matches(kind, LPIPS_NETWORKS, n=1):
+            raise UserError(f"there are no features '{kind}'; did you mean '{close[0]}'?")
         return NetworkFeatures(*_torchvision(name, device), device)
     lpips = LPIPS(LPIPS_NETWORKS[kind])
-    lpips.prepare(path or file or None)
+    file_key = f"--features {kind}:FILE"
+    lpips.prepare(str(backbone_file(lpips.backbone, path or file or None, file_key)))
     return LpipsFeatures(lpips, device)
 
 

@@ -20,6 +20,11 @@ from taming.sampling.conditions import read_picture
 from taming.user_files import with_home
 
 MOST_TEXT = 10_000  # characters
+NO_TEXTS = (
+    "this guide reads no text; give --clip with weights for prompts, or guide by --image_prompt or "
+    "--classes"
+)
+NO_CLASSES = "this guide knows no classes; give --classifier with --classes"
 
 
 def spherical_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -114,22 +119,29 @@ def text_targets(encoder: Any, prompts: Sequence[str]) -> list[Target]:
     Raises:
         UserError: for an empty text, a weight that is no number, or a guide that reads no text.
     """
+    read = read_texts(prompts)
+    if not read:
+        return []
+    if not isinstance(encoder, TextEncoder):
+        raise UserError(NO_TEXTS)
+    with torch.no_grad():
+        embeddings = encoder.encode_texts([text for text, _ in read])
+    return [Target(t, w, embedding=e) for (t, w), e in zip(read, embeddings, strict=True)]
+
+
+def read_texts(prompts: Sequence[str]) -> list[tuple[str, float]]:
+    """`TEXT` or `TEXT:WEIGHT` as texts and weights.
+
+    Raises:
+        UserError: for an empty text, one that is too long, or a weight that is no number.
+    """
     read = [_weighted(text, "prompt") for text in prompts]
     for text, _ in read:
         if not text.strip():
             raise UserError('a prompt is empty; write what to draw, such as "a fox:1.0"')
         if len(text) > MOST_TEXT:
             raise UserError(f"a prompt has {len(text):,} characters; {MOST_TEXT:,} are the most")
-    if not read:
-        return []
-    if not isinstance(encoder, TextEncoder):
-        raise UserError(
-            "this guide reads no text; give --clip with weights for prompts, or guide by "
-            "--image_prompt or --classes"
-        )
-    with torch.no_grad():
-        embeddings = encoder.encode_texts([text for text, _ in read])
-    return [Target(t, w, embedding=e) for (t, w), e in zip(read, embeddings, strict=True)]
+    return read
 
 
 def image_targets(encoder: ImageEncoder, prompts: Sequence[str]) -> list[Target]:
@@ -165,7 +177,7 @@ def class_target(encoder: Any, label: int, weight: float = 1.0) -> Target:
         UserError: for a guide without classes, or one that it does not have.
     """
     if not isinstance(encoder, ClassEncoder):
-        raise UserError("this guide knows no classes; give --classifier with --classes")
+        raise UserError(NO_CLASSES)
     if not 0 <= label < encoder.n_classes:
         raise UserError(
             f"class {label} is out of range: the classifier has classes 0 to "

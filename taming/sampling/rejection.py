@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from taming.checkpoint import read_content
 from taming.checkpoint.weight_sets import choose
+from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
@@ -135,8 +136,10 @@ class Classifier:
         from torchvision import models  # takes long, and is needed for rejection only
 
         architecture, _, file = name.partition(":")
-        if architecture not in models.list_models(module=models):
-            raise UserError(f"torchvision has no classifier '{architecture}'; try resnet101")
+        known = models.list_models(module=models)
+        if architecture not in known:
+            close = did_you_mean(architecture, known) or "; try resnet101"
+            raise UserError(f"torchvision has no classifier '{architecture}'{close}")
         weights = models.get_model_weights(architecture).DEFAULT
         self.transform = weights.transforms(antialias=True)
         self.network, self.device = self._load(architecture, file).to(device).eval(), device
@@ -167,8 +170,8 @@ class Classifier:
                 network = models.get_model(architecture, weights="DEFAULT")
         except OSError as error:
             raise UserError(
-                f"the weights of {architecture} could not be fetched ({error}); name a file as "
-                f"--classifier {architecture}:FILE"
+                f"the weights of {architecture} could not be fetched ({error}); name a file of "
+                f"them as {architecture}:FILE"
             ) from None
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()

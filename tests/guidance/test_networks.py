@@ -42,6 +42,18 @@ def test_a_small_classifier_from_its_file(tmp_path: Path) -> None:
         load_classifier_guide("resnet", CPU)
 
 
+def test_features_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no features 'lpipz'; did you mean 'lpips'"):
+        load_features("lpipz", CPU)
+    with pytest.raises(UserError) as refusal:
+        load_features(f"lpips-alex:{tmp_path}/none.pth", CPU)
+    assert str(refusal.value).startswith("--features lpips-alex:FILE: there is no file")
+    assert "train without" not in str(refusal.value)
+    write_weights("squeezenet1_1", tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="SqueezeNet has no linear layer that reads features"):
+        load_features(f"squeezenet1_1:{tmp_path / 'weights.pth'}", CPU)
+
+
 def write_weights(name: str, path: Path) -> nn.Module:
     from torchvision.models import get_model
 

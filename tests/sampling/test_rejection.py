@@ -130,8 +130,10 @@ def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no classifier 'resnet1000'"):
-        Classifier("resnet1000", CPU)
+    with pytest.raises(UserError, match="no classifier 'resnet1'; did you mean 'resnet18'"):
+        Classifier("resnet1", CPU)
+    with pytest.raises(UserError, match="no classifier 'x'; try resnet101"):
+        Classifier("x", CPU)
     fetched = []
 
     def get_model(name: str, **options: object) -> None:
@@ -139,7 +141,9 @@ def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("no network")
 
     monkeypatch.setattr(models, "get_model", get_model)
-    sentence = r"resnet101 could not be fetched \(no network\).* --classifier resnet101:FILE"
+    sentence = (
+        r"resnet101 could not be fetched \(no network\); name a file of them as resnet101:FILE"
+    )
     with pytest.raises(UserError, match=sentence):
         Classifier("resnet101", CPU)
     assert fetched == [("resnet101", {"weights": "DEFAULT"})]

@@ -163,6 +163,8 @@ BAD = [
     (["--clip", "x", "--classes", "1"], "this guide knows no classes; give --classifier"),
     (["--clip", "x", "--image_prompt", "none.png"], "there is no image none.png"),
     (["--classifier", "CLASSIFIER", "--prompt", "a fox"], "this guide reads no text; give --clip"),
+    (["--classifier", "small:none.pt", "--prompt", "a fox"], "this guide reads no text"),
+    (["--features", "lpips:none.pth", "--classes", "1"], "this guide knows no classes"),
     (["--classifier", "CLASSIFIER", "--classes", "4"], "class 4 is out of range"),
     (["--classifier", "small:none.pt", "--classes", "1"], "none.pt"),
     (["--clip", "x", "--prompt", "red", "--size", "7,8"], "height must be a multiple of 2 pixels"),

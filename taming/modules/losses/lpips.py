@@ -289,14 +289,15 @@ def backbone_features(net: str, path: str | None = None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
 
 
-def backbone_file(net: str, path: str | None = None) -> Path:
+def backbone_file(net: str, path: str | None = None, key: str | None = None) -> Path:
     """The checked file of the backbone "vgg" or "alex".
 
-    That at `path`, else what TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's
-    cache, which a download fills.
+    That at `path`, which users name by `key` (default: `vgg_path`, `alex_path`), else what
+    TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's cache, which a download
+    fills.
 
     Raises:
         UserError: if it is missing or is not that model.
     """
     name, digest, variable, *_ = BACKBONES[net]
-    return find_weights(WeightFile(name, digest, variable, f"{net}_path", "LPIPS"), path)
+    return find_weights(WeightFile(name, digest, variable, key or f"{net}_path", "LPIPS"), path)
