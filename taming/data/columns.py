@@ -52,25 +52,15 @@ class StringTable(Sequence[str]):
                 ends.append(len(rests))
         self._rests = _tensor(rests, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
-        self._view_as_arrays()
-
-    def _view_as_arrays(self) -> None:
-        # The same memory as the tensors', but several times as fast to index.
-        self._arrays = self._rests.numpy(), self._ends.numpy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_arrays"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._view_as_arrays()
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: SupportsIndex) -> str:  # type: ignore[override]  # no slices
         number = range(len(self))[operator.index(index)]
-        rests, ends = self._arrays
+        # Arrays are several times as fast to index. None is kept: handing the tensors to a spawned
+        # process moves them into shared memory, and frees what an earlier array would look at.
+        rests, ends = self._rests.numpy(), self._ends.numpy()
         rest = rests[ends[number] : ends[number + 1]].tobytes()
         return (self._prefixes[number // BLOCK] + rest).decode("utf-8", "surrogatepass")
 

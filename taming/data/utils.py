@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -118,6 +120,17 @@ def quadratic_crop(x: np.ndarray, bbox: Sequence[float], alpha: float = 1.0) -> 
     padded = np.pad(x, [(pad, pad), (pad, pad)] + [(0, 0)] * (x.ndim - 2), mode="reflect")
     first_row, first_column = row + pad - side // 2, column + pad - side // 2
     return np.array(padded[first_row : first_row + side, first_column : first_column + side])
+
+
+def start_method(workers: int) -> str | None:
+    """How a loader starts its `workers`: the `multiprocessing_context` of a `DataLoader`.
+
+    On Linux they are forks, as they were by default before Python 3.14: they start at once, share
+    the memory of the dataset, which need not be picklable, and end with the run. None, which is
+    Python's own choice, elsewhere, without workers, and after `multiprocessing.set_start_method`.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if workers and chosen is None and sys.platform == "linux" else None
 
 
 def custom_collate(batch: list[Any]) -> Any:

@@ -19,7 +19,7 @@ from taming.data.loading import set_loading
 from taming.data.readings import Readings
 from taming.data.seeding import NamedStream, PositionSampler, SeededDataset, length_of
 from taming.data.shards import Shards
-from taming.data.utils import custom_collate
+from taming.data.utils import custom_collate, start_method
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
@@ -180,6 +180,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
+            "multiprocessing_context": start_method(self.num_workers),
             "timeout": self.timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": self._feeds_a_gpu(),

@@ -22,7 +22,7 @@ from taming.data.codes import CODES, CONDITION, MOST_IN_UINT16, Manifest, Settin
 from taming.data.copies import Copies
 from taming.data.seeding import digest
 from taming.data.tools.code_writer import Arrays, CodeWriter, Part
-from taming.data.utils import custom_collate
+from taming.data.utils import custom_collate, start_method
 from taming.devices import computing_in, own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError, interruptible
@@ -144,10 +144,12 @@ class Encoding:
             for part in parts
             for first in range(0, len(self._numbers(part)), size)
         ]
+        workers = self.workers if batches else 0
         loader = DataLoader(
             copies,
             batch_sampler=[list(numbers) for _, numbers in batches],
-            num_workers=self.workers if batches else 0,
+            num_workers=workers,
+            multiprocessing_context=start_method(workers),
             collate_fn=custom_collate,
             worker_init_fn=start_worker,
         )

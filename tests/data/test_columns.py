@@ -5,6 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
+import torch
 
 from taming.data.columns import BLOCK, StringTable, column, entry
 
@@ -39,6 +40,16 @@ def test_pickle_keeps_strings_and_workers_get_handles() -> None:
     assert list(pickle.loads(pickle.dumps(table)))[:10] == paths(10)
     shared = len(bytes(ForkingPickler.dumps(table)))
     assert shared < 20_000  # handles of shared memory and prefixes, not a megabyte of names
+
+
+def test_a_table_that_workers_got_is_still_read_where_it_was_made() -> None:
+    """Sharing moves the tensors; what still looked at their memory would read what comes next."""
+    strings = paths(300)
+    table = StringTable(strings)
+    ForkingPickler.dumps(table)
+    others = [torch.full_like(table._rests, 255) for _ in range(20)]
+    others += [torch.full_like(table._ends, 0) for _ in range(20)]
+    assert list(table) == strings
 
 
 def test_names_of_classes_take_little() -> None:

@@ -135,3 +135,15 @@ def test_what_makes_no_batch() -> None:
         utils.custom_collate([{"a": 1, "b": 2}, {"a": 1, "b": 2}, {"a": 1}])
     with pytest.raises(UserError, match="'a' of the data are of type NoneType, of which no batch"):
         utils.custom_collate([{"a": None}, {"a": None}])
+
+
+def test_workers_are_forks_on_linux_unless_one_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str | None] = [None]
+    monkeypatch.setattr(utils.multiprocessing, "get_start_method", lambda **_: chosen[0])
+    monkeypatch.setattr(utils.sys, "platform", "linux")
+    assert utils.start_method(2) == "fork" and utils.start_method(0) is None
+    chosen[0] = "forkserver"
+    assert utils.start_method(2) is None
+    chosen[0] = None
+    monkeypatch.setattr(utils.sys, "platform", "darwin")
+    assert utils.start_method(2) is None

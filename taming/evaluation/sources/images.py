@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from taming.data.utils import start_method
 from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
 from taming.errors import DamagedImage, UserError, sentence
@@ -311,7 +312,13 @@ def loaded(
     """Items of these indices, loaded in processes; by default one per CPU, but few for few."""
     if workers is None:
         workers = min(MOST_WORKERS, available_cpus(), len(indices) // IMAGES_PER_WORKER)
-    for group in DataLoader(
-        data, batch_size, sampler=indices, num_workers=workers, collate_fn=list
-    ):
+    loader = DataLoader(
+        data,
+        batch_size,
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context=start_method(workers),
+    )
+    for group in loader:
         yield from group
