@@ -127,10 +127,11 @@ def start_method(workers: int) -> str | None:
 
     On Linux they are forks, as they were by default before Python 3.14: they start at once, share
     the memory of the dataset, which need not be picklable, and end with the run. None, which is
-    Python's own choice, elsewhere, without workers, and after `multiprocessing.set_start_method`.
+    Python's own choice, elsewhere, without workers, and after `set_start_method("spawn")`.
     """
     chosen = multiprocessing.get_start_method(allow_none=True)
-    return "fork" if workers and chosen is None and sys.platform == "linux" else None
+    own = chosen in (None, "forkserver")  # which Python 3.14 says once it was asked
+    return "fork" if workers and own and sys.platform == "linux" else None
 
 
 def custom_collate(batch: list[Any]) -> Any:

@@ -143,6 +143,8 @@ def test_workers_are_forks_on_linux_unless_one_chose(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(utils.sys, "platform", "linux")
     assert utils.start_method(2) == "fork" and utils.start_method(0) is None
     chosen[0] = "forkserver"
+    assert utils.start_method(2) == "fork"
+    chosen[0] = "spawn"
     assert utils.start_method(2) is None
     chosen[0] = None
     monkeypatch.setattr(utils.sys, "platform", "darwin")
