@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import resident_bytes, write_results
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from sampling import resident_bytes
 from torch import nn
 from tqdm import tqdm
 

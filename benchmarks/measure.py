@@ -77,6 +77,38 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     return (limits.peak_memory() or 0) - before
 
 
+def resident_bytes(device: torch.device, peak: bool = False) -> int:
+    """Memory in use, or at its peak since `reset_peak`."""
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        return used(device)
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """GB/s at which 1 GiB is read by summing it up."""
+    source = torch.zeros(2**28, device=device)
+    seconds = interleaved({"read": source.sum}, device, 10)["read"]["min"]
+    return source.numel() * source.element_size() / seconds / 1e9
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """GB/s read and written by copying 1 GiB."""
+    source = torch.zeros(2**28, device=device)
+    target = torch.empty_like(source)
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, device, 10)["copy"]["median"]
+    return 2 * source.numel() * source.element_size() / seconds / 1e9
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until what was begun on a GPU is done."""
     if device.type == "cuda":

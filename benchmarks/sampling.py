@@ -18,11 +18,18 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, write_results
+from measure import (
+    copy_bandwidth,
+    interleaved,
+    read_bandwidth,
+    reset_peak,
+    resident_bytes,
+    write_results,
+)
+from several_tokens import TOKENS_A_STEP, in_steps, operations, products_alone, sizes_of_steps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,21 +37,11 @@ from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.kernel_choice import TORCH, choices
 from taming.modules.transformer.decoding import CachedDecoder, generate
-from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.mingpt import GPT
-from taming.modules.transformer.orders import (
-    generate_in_steps,
-    left_after,
-    path_of,
-    random_orders,
-    sizes_of,
-)
 from taming.modules.transformer.token_choice import sample_token
 from taming.sampling import sample_sliding_window
 
 WINDOWS_TIMED = 8
-TOKENS_A_STEP = 8  # of several at once, on average
-ROWS_OF_PRODUCTS = 512  # with which a machine multiplies as fast as it can
 
 
 @dataclass(frozen=True)
@@ -158,46 +155,6 @@ def engine(
     return lambda: generate(decoder, prompt, steps, lambda logits, n: sample_token(logits))
 
 
-def in_steps(gpt: GPT, prompt: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A function that samples greedily in a random order, several tokens a step."""
-    length = gpt.config.block_size
-    decoder = CachedDecoder(gpt, len(prompt), length, dtype)
-    path = path_of(random_orders(len(prompt), length, prompt.device), 1)
-    sizes = sizes_of_steps(length)
-    return lambda: generate_in_steps(decoder, prompt, path, sizes, lambda x, done: x.argmax(-1))
-
-
-def sizes_of_steps(length: int) -> list[int]:
-    return sizes_of(left_after(length, length // TOKENS_A_STEP), length)
-
-
-def operations(shape: Shape, sizes: list[int]) -> int:
-    """Of the linear layers for one sequence in steps of these sizes.
-
-    Each step reads what the one before has chosen, the last of it once for every code that is asked
-    for; the last layer is finished, and the head computed, for those alone.
-    """
-    asked, width = sum(sizes), shape.width
-    rows = 1 + asked - sizes[-1] + asked - len(sizes)
-    blocks = 12 * width**2 * (rows * shape.layers) - 9 * width**2 * (rows - asked)
-    return 2 * (blocks + asked * width * shape.vocabulary)
-
-
-def products_alone(gpt: GPT, batch: int, count: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A function that does `count` operations in the transformer's largest products, as it samples
-    so many sequences, each with many rows."""
-    layers = Weights(gpt, dtype, batch).layers
-    x = torch.ones(ROWS_OF_PRODUCTS, gpt.config.n_embd, dtype=dtype, device=gpt.pos_emb.device)
-    calls = max(1, round(count / (2 * len(x) * 4 * gpt.config.n_embd**2)))
-
-    @torch.inference_mode()
-    def run() -> None:
-        for call in range(calls):
-            layers[call % len(layers)].up(x)
-
-    return run
-
-
 def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:
     """A function that runs `WINDOWS_TIMED` windows through the whole transformer."""
     tokens = grid.window**2 * (2 if mapped else 1)
@@ -209,23 +166,6 @@ def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Ca
             gpt(idx)
 
     return run
-
-
-def resident_bytes(device: torch.device, peak: bool = False) -> int:
-    """Memory in use, or at its peak since `reset_peak`."""
-    if device.type == "cuda":
-        used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
-        return used(device)
-    field = "VmHWM:" if peak else "VmRSS:"
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, float]:
@@ -244,21 +184,6 @@ def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, 
         "cache_mib": cache / 2**20,
         "peak_over_weights_and_cache": (weights + taken) / (weights + cache),
     }
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """GB/s at which 1 GiB is read by summing it up."""
-    source = torch.zeros(2**28, device=device)
-    seconds = interleaved({"read": source.sum}, device, 10)["read"]["min"]
-    return source.numel() * source.element_size() / seconds / 1e9
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """GB/s read and written by copying 1 GiB."""
-    source = torch.zeros(2**28, device=device)
-    target = torch.empty_like(source)
-    seconds = interleaved({"copy": lambda: target.copy_(source)}, device, 10)["copy"]["median"]
-    return 2 * source.numel() * source.element_size() / seconds / 1e9
 
 
 def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict[str, Any]:
@@ -306,7 +231,7 @@ def measure_parallel(
             "engine": engine(raster, prompt, dtype),
             "several a step": in_steps(any_order, prompt, dtype),
         }
-        needed = batch * operations(shape, sizes_of_steps(shape.tokens))
+        needed = batch * operations(any_order, sizes_of_steps(shape.tokens))
         candidates["products alone"] = products_alone(any_order, batch, needed, dtype)
         seconds = interleaved(candidates, device, args.rounds, 1)
         row = summary(seconds, batch * shape.tokens)

@@ -10,13 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
 
 AVERAGES, PERCEPTUAL = "model_ema.", "perceptual_weight"
@@ -99,22 +96,3 @@ def _options(found: Iterable[str]) -> tuple[str, ...]:
 
 def _words(options: tuple[str, ...]) -> str:
     return " and ".join(options)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically, and reads them, for a model, without executing anything."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._model = model
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        save_atomic(checkpoint, path)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        content = read_checkpoint(path)
-        return {**content, "state_dict": adapted(content["state_dict"], self._model).state}

@@ -36,13 +36,13 @@ from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import NamedModel, SetupCallback
+from taming.training.checkpoint_io import AtomicCheckpointIO
 from taming.training.checkpoints import Checkpoints
 from taming.training.effect import FiniteValidation, TrainsSomething
 from taming.training.first_items import FirstBatches
 from taming.training.hooks import check_hooks
 from taming.training.logged_rows import free_version
 from taming.training.monitors import LoggedNames, Monitored
-from taming.training.new_options import AtomicCheckpointIO
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume

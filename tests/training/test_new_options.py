@@ -15,8 +15,9 @@ import taming
 from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
 from taming.training import run_folder
+from taming.training.checkpoint_io import AtomicCheckpointIO
 from taming.training.cli import main as main_command
-from taming.training.new_options import AtomicCheckpointIO, adapted
+from taming.training.new_options import adapted
 from tests.kit.models import GAN_LOSS, build, ddconfig, first_stage_config
 from tests.kit.training import write_config
 
