@@ -23,7 +23,7 @@ import torch
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.config import load_config
-from taming.data.examples.photographs import write_photographs
+from taming.data.examples.photographs import write_tiles
 from taming.errors import UserError, command
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
@@ -46,7 +46,7 @@ from taming.training.logged_times import read_seconds
 SCRIPT = "scripts/compare_quantizers.py"
 FOLDER = "quantizers/"  # of the shipped configs
 LOGGED = "train/aeloss"  # whose times tell how fast training was
-PHOTOGRAPHS = "data/photographs"  # what the recipe of that name reads
+PHOTOGRAPHS = "data/photographs"  # where the recipe of that name reads tiles of them
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]
 
 
 def prepare_data(recipe: Path) -> None:
-    """Write the photographs that come with packages, if the recipe reads them and they are not
-    there."""
+    """Write tiles of the photographs that come with packages, if the recipe reads them and they are
+    not there."""
     params = load_config([recipe]).data.params.train.params
     listed = Path(params.get("training_images_list_file", ""))
-    if listed == Path(PHOTOGRAPHS, "list.txt") and not listed.is_file():
-        write_photographs(Path(PHOTOGRAPHS))
+    if listed == Path(PHOTOGRAPHS, "train.txt") and not listed.is_file():
+        write_tiles(Path(PHOTOGRAPHS))
 
 
 def steps_a_second(run: Path) -> float | None:

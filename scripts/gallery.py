@@ -4,13 +4,19 @@
     python scripts/gallery.py --outdir gallery --only classes completion
 
 Data, runs and samples go to `<outdir>/work/`, pictures to `<outdir>/`. What is there is not made
-again, and an interrupted training goes on, when the command is repeated. `make gallery` runs this.
+again, and an interrupted training goes on, when the command is repeated. On a processor two models
+train side by side, which is faster than one after the other with all threads; what they say is in
+`<outdir>/work/*.log`. `make gallery` runs this.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
 from taming.command_line import Parser, add_flags, flag, from_flags
@@ -312,6 +319,17 @@ PICTURES: dict[str, Callable[[Workshop], Image.Image | list[Image.Image]]] = {
 }
 
 
+# Those that share a transformer, beside what all share; what takes longest is first.
+GROUPS = (
+    ("segmentation", "panorama"),
+    ("classes", "drawing", "completion"),
+    ("depth",),
+    ("boxes",),
+    ("photographs",),
+)
+AT_ONCE = 2
+
+
 def save(made: Image.Image | list[Image.Image], name: str, outdir: Path) -> Path:
     """A picture as `name`.webp, frames as `name`.gif."""
     path = outdir / (f"{name}.gif" if isinstance(made, list) else f"{name}.webp")
@@ -323,6 +341,47 @@ def save(made: Image.Image | list[Image.Image], name: str, outdir: Path) -> Path
     return path
 
 
+def groups_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """What can be made apart, none of it where a GPU or a single thread is all there is."""
+    groups = [tuple(name for name in group if name in names) for group in GROUPS]
+    groups = [group for group in groups if group]
+    apart = len(groups) > 1 and torch.get_num_threads() >= AT_ONCE
+    return groups if apart and not torch.cuda.is_available() else []
+
+
+def make_apart(shop: Workshop, groups: Sequence[tuple[str, ...]]) -> None:
+    """Make groups of pictures, some at once, each by a process with a share of the threads.
+
+    UserError if one of them fails; the others are made.
+    """
+    assert shop.landscapes and shop.trained("vqgan")  # which all need
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        codes = list(
+            tqdm(pool.map(lambda group: make_group(shop, group), groups), "pictures", len(groups))
+        )
+    failed = [group[0] for group, code in zip(groups, codes, strict=True) if code]
+    if failed:
+        raise UserError(f"{failed[0]} failed; {shop.work / failed[0]}.log tells why")
+
+
+def make_group(shop: Workshop, names: Sequence[str]) -> int:
+    """The exit status of this script for some pictures."""
+    options, log = shop.options, shop.work / f"{names[0]}.log"
+    line = [sys.executable, __file__, "--outdir", str(options.outdir), "--only", *names]
+    line += ["--seed", str(options.seed), "--precision", options.precision]
+    line += ["--small"] if options.small else []
+    threads = str(torch.get_num_threads() // AT_ONCE)
+    tqdm.write(f"making {', '.join(names)}: see {log}")
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(
+            line,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
@@ -330,8 +389,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = from_flags(Options, parser.parse_args(argv))
     work = options.outdir.absolute() / "work"
     work.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(options, work)
-    for name in options.only or PICTURES:
+    shop, names = Workshop(options, work), options.only or tuple(PICTURES)
+    groups = groups_of([name for name in names if not any(options.outdir.glob(f"{name}.*"))])
+    if groups:
+        make_apart(shop, groups)
+    for name in names:
         if any(options.outdir.glob(f"{name}.*")):
             print(f"{name} is in {options.outdir}")
             continue

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.gallery import PICTURES, main, spread
+from scripts import gallery
+from scripts.gallery import GROUPS, PICTURES, Options, groups_of, main, spread
+from taming.errors import UserError
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
@@ -54,6 +56,34 @@ def test_an_unknown_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     with pytest.raises(SystemExit):
         main(["--outdir", str(tmp_path), "--only", "clases"])
     assert "there is no picture clases; did you mean 'classes'?" in capsys.readouterr().err
+
+
+def test_what_is_made_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for group in GROUPS for name in group]
+    assert len(names) == len(set(names)) and set(names) < PICTURES.keys()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert groups_of(["boxes", "completion", "landscapes", "classes"]) == [
+        ("classes", "completion"),
+        ("boxes",),
+    ]
+    assert groups_of(["completion", "classes"]) == []  # one transformer
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert groups_of(["boxes", "classes"]) == []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert groups_of(["boxes", "classes"]) == []
+
+
+def test_a_picture_that_fails_apart_has_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = gallery.Workshop(Options(outdir=tmp_path), tmp_path)
+    monkeypatch.setattr(gallery.Workshop, "landscapes", tmp_path)
+    shop._runs["vqgan"] = "logs/vqgan"
+    with pytest.raises(UserError, match=r"bocses failed; .*bocses.log tells why"):
+        gallery.make_apart(shop, [("bocses",)])
+    assert "error: there is no picture bocses" in (tmp_path / "bocses.log").read_text()
 
 
 @pytest.mark.slow  # trains every model for two steps
