@@ -18,6 +18,9 @@ _EXPECTED = (
     r"The number of training batches .* is smaller than the logging interval",
     r"This DataLoader will create .* worker processes",  # as many as the config says
     r"The '.*' does not have many workers",
+    r"Precision .* is not supported by the model summary",  # whose sizes are ours
+    # An idle discriminator's rate follows its schedule, too.
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
 )
 
 

@@ -88,6 +88,21 @@ def test_a_run_leaves_what_users_look_for(tmp_path: Path, caplog: Any) -> None:
     assert step == 6 and not model.training
 
 
+def test_a_run_as_it_should_be_warns_of_nothing(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """With a schedule, a discriminator that is idle for now, and mixed precision."""
+    config = small_vqgan()
+    config.model.params.scheduler_config = {
+        "target": "taming.lr_scheduler.CosineSchedule",
+        "params": {"warm_up_steps": 1},
+    }
+    config.model.params.lossconfig.params.update(disc_start=2, skip_idle_discriminator=True)
+    base = write_config(tmp_path, config)
+    main(["--base", base, "-t", "--max_steps", "3", "--precision", "bf16-mixed"])
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_saved_configs_start_the_same_run(tmp_path: Path) -> None:
     base = write_config(tmp_path, small_vqgan())
     main(["--base", base, "-t", "--max_steps", "1", "model.params.n_embed=8"])
