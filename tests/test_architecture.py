@@ -105,6 +105,7 @@ ALLOWED = {
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},
     "guidance": LEAVES | {"guidance", "evaluation", "sampling", "models", "modules"},
     "training": LEAVES | {"training", "models", "modules", "data"},
+    "gallery": LEAVES | {"gallery", "program", "sampling", "data"},
     "demo": LEAVES | {"demo", "guidance", "sampling", "models", "modules", "data"},
 }
 

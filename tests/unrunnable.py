@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.gallery import PICTURES
+from taming.gallery.pictures import PICTURES
 from taming.published_models import published_models
 from tests.documents import PROJECT, ROOT
 from tests.workplace import Workplace, run_script

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import gallery
-from scripts.gallery import GROUPS, PICTURES, Options, groups_of, main, spread
+from scripts.gallery import GROUPS, groups_of, main, make_apart
 from taming.errors import UserError
+from taming.gallery.pictures import PICTURES, spread
+from taming.gallery.workshop import Workshop
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
@@ -78,11 +79,11 @@ def test_what_is_made_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_picture_that_fails_apart_has_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = gallery.Workshop(Options(outdir=tmp_path), tmp_path)
-    monkeypatch.setattr(gallery.Workshop, "landscapes", tmp_path)
+    shop = Workshop(tmp_path)
+    monkeypatch.setattr(Workshop, "landscapes", tmp_path)
     shop._runs["vqgan"] = "logs/vqgan"
     with pytest.raises(UserError, match=r"bocses failed; .*bocses.log tells why"):
-        gallery.make_apart(shop, [("bocses",)])
+        make_apart(shop, [("bocses",)])
     assert "error: there is no picture bocses" in (tmp_path / "bocses.log").read_text()
 
 

@@ -1,0 +1,107 @@
+"""What the pictures of the gallery are made of: data, trained models, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from taming.data.examples.photographs import write_photographs
+from taming.program import run_apart, train_apart
+from taming.shipped import find_config
+
+LANDSCAPES = "data/landscapes"
+SAMPLING = ("--top_k", "200", "--top_p", "0.92", "--temperature", "0.9")
+SMALL_STEPS, SMALL_GPT = 2, ("n_layer=1", "n_embd=24")
+AUTO = "auto"
+
+
+@dataclass
+class Workshop:
+    """What pictures are made of; each thing is made when it is first asked for.
+
+    Attributes:
+        work: the folder with data, runs and samples.
+        seed: of data order, weights and samples.
+        precision: of training, as `--precision` has it; "auto" is what is fast here.
+        small: a few steps on a few images, to see that everything runs.
+    """
+
+    work: Path
+    seed: int = 23
+    precision: str = AUTO
+    small: bool = False
+    _runs: dict[str, str] = field(default_factory=dict)
+
+    def run(self, words: Sequence[str]) -> None:
+        """Run a subcommand of `taming` in the folder `work`."""
+        run_apart(words, self.work)
+
+    @cached_property
+    def landscapes(self) -> Path:
+        """The rendered landscapes."""
+        folder, counts = self.work / LANDSCAPES, ("2000", "96")
+        if self.small:
+            counts = ("16", "8")
+        if not (folder / "palette.txt").is_file():  # which is written last
+            sizes = ("--train", counts[0], "--validation", counts[1])
+            self.run(["examples", "--scenes", "landscapes", "--outdir", LANDSCAPES, *sizes])
+        return folder
+
+    @cached_property
+    def photographs(self) -> Path:
+        """Photographs that come with packages."""
+        folder = self.work / "data/photographs"
+        if not (folder / "list.txt").is_file():
+            write_photographs(folder)
+        return folder
+
+    @cached_property
+    def hardware(self) -> tuple[str, ...]:
+        """Flags of training: the GPU, if there is one, and mixed precision where it is fast."""
+        gpu = torch.cuda.is_available()
+        fast = gpu or torch.cpu._is_avx512_bf16_supported()
+        precision = self.precision
+        if precision == AUTO:
+            precision = "bf16-mixed" if fast else "32"
+        return ("--precision", precision, *(("--gpus", "0,") if gpu else ()))
+
+    def trained(self, name: str, *overrides: str) -> str:
+        """The run of the config gallery/`name`, trained to its end; relative to `work`."""
+        if name not in self._runs:
+            self._runs[name] = self._train(name, overrides)
+        return self._runs[name]
+
+    def _train(self, name: str, overrides: tuple[str, ...]) -> str:
+        small = ("--max_steps", str(SMALL_STEPS)) if self.small else ()
+        flags = (*self.hardware, "--enable_progress_bar", "false", *small)
+        start = ("--base", f"gallery/{name}", "--seed", str(self.seed), *overrides)
+        run = train_apart(name, self.work / "logs", start, flags, self.work)
+        return f"logs/{run.name}"
+
+    def transformer(self, name: str, condition: str = "") -> str:
+        """The run of gallery/`name`_transformer, on cached codes, with the stages that it needs."""
+        assert self.landscapes
+        stages = [f"model.params.first_stage_config={self.trained('vqgan')}"]
+        if condition:
+            stages += [f"model.params.cond_stage_config={self.trained(f'{condition}_vqgan')}"]
+        if self.small:
+            network = "model.params.transformer_config.params"
+            stages += [f"{network}.{size}" for size in SMALL_GPT] + ["data.params.batch_size=4"]
+        config = str(find_config(f"gallery/{name}_transformer"))
+        codes = f"data/codes_{name}"
+        self.run(["encode", "--base", config, "--out", codes, "--flips", *stages])
+        return self.trained(f"{name}_transformer", *stages, f"data.params.codes={codes}")
+
+    def samples(self, subcommand: str, run: str, name: str, flags: Sequence[str]) -> Path:
+        """The folder of what a subcommand samples from a run; the same call makes no more."""
+        folder = f"samples/{name}"
+        seed = ("--seed", str(self.seed))
+        self.run([subcommand, "-r", run, "--outdir", folder, *seed, *SAMPLING, *flags])
+        return self.work / folder
+
+    def count(self, number: int) -> str:
+        return "1" if self.small else str(number)
