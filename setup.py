@@ -13,7 +13,10 @@ class WithScriptsAndConfigs(build_py):
     def run(self) -> None:
         super().run()
         for folder, pattern in (("scripts", "*.py"), ("configs", "*.yaml"), ("configs", "*.png")):
-            for path in Path(folder).rglob(pattern):
+            paths = list(Path(folder).rglob(pattern))
+            if not paths:
+                raise FileNotFoundError(f"no {folder}/**/{pattern} beside setup.py")
+            for path in paths:
                 target = Path(self.build_lib, "taming", path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)

@@ -83,8 +83,8 @@ def training() -> list[str]:
 def evaluation() -> str:
     facts = read("evaluators-cpu")
     return row(
-        f"FID and others by eight evaluators, {facts['images']} images",
-        "a program for each",
+        f"what eight programs evaluate (FID and others), in one pass, {facts['images']} images",
+        "these programs",
         f"{1 / facts['share']['eight programs']:.1f}",
         facts,
     )

@@ -95,6 +95,22 @@ def test_costs_are_those_of_the_page_on_scaling() -> None:
         )
 
 
+def test_costs_are_those_of_the_measured_rates() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = page.split("## What the published models cost")[1].splitlines()
+    for name, model in (("transformer", "`cin_transformer`"), ("first_stage", "VQGAN f16")):
+        file = ROOT / "benchmarks" / "results" / f"throughput-{name}-cuda.json"
+        rate = json.loads(file.read_text(encoding="utf-8"))["images_per_second"]
+        (row,) = [line for line in rows if model in line]
+        (millions, *_), (one, eight) = (
+            [float(number) for number in re.findall(rf"([\d.]+) {unit}\b", row)]
+            for unit in ("M", "h")
+        )
+        hours = millions * 1e6 / rate / 3600
+        assert one == pytest.approx(hours, abs=0.51) and eight == pytest.approx(hours / 8, abs=0.06)
+        assert f"measured {rate:.0f} images a second" in row
+
+
 def test_reliability_is_that_of_its_page() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = {

@@ -131,20 +131,30 @@ def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], exp
     assert "bashcompinit" in completions["zsh"] and "-l no-test" in completions["fish"]
 
 
+def build(folder: Path, what: str) -> None:
+    """The sources' archive or the wheel of a folder, in it."""
+    code = f"from setuptools import build_meta; build_meta.build_{what}('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.mark.slow
 def test_the_wheel_has_scripts_and_configs(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for name in ("taming", "scripts", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    code = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
-    (wheel,) = source.glob("*.whl")
+    build(source, "sdist")
+    (archive_of_sources,) = source.glob("*.tar.gz")
+    shutil.unpack_archive(archive_of_sources, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    build(unpacked, "wheel")
+    (wheel,) = unpacked.glob("*.whl")
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     shutil.rmtree(source)
+    shutil.rmtree(unpacked)
     elsewhere = tmp_path / "empty"
     elsewhere.mkdir()
 
@@ -154,6 +164,7 @@ def test_the_wheel_has_scripts_and_configs(tmp_path: Path) -> None:
         return subprocess.run(line, cwd=elsewhere, env=environment, capture_output=True, text=True)
 
     assert taming("configs").stdout.split() == config_names()
+    assert (installed / "taming/configs/gallery/painted_map.png").is_file()
     made = taming("digits", "--max_steps", "2", "-n", "2")
     assert made.returncode == 0, made.stderr
     assert "FID" in made.stdout and len(list(elsewhere.glob("logs/*/samples/*/*/*/*.png"))) == 20
