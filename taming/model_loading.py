@@ -16,6 +16,7 @@ from taming.errors import UserError
 from taming.modules.transformer.inference import quantize_in_place
 from taming.pretrained import download_model, is_downloaded
 from taming.published_models import Published, published_models
+from taming.shipped import run_script
 from taming.trust import trusting
 from taming.weight_choice import choosing_weights, in_int8
 
@@ -63,7 +64,7 @@ def _folder_of(model: Published, download: bool) -> Path:
         return folder
     if not download:
         raise UserError(
-            f"{model.name} is not in {folder}; fetch it with python scripts/download_models.py "
+            f"{model.name} is not in {folder}; fetch it with {run_script('download_models')} "
             f"{model.name}, or load it with download=True"
         )
     return download_model(model)

@@ -22,47 +22,11 @@ from taming.command_line import Parser, flags_of
 from taming.completion_script import SHELLS, completion_script
 from taming.errors import UserError, command
 from taming.imports import many_imports
-from taming.shipped import config_names, find_config, shipped
+from taming.shipped import SCRIPTS, TRAIN, config_names, find_config, shipped
 
-# The scripts by their subcommands, in the order in which they are needed.
-SCRIPTS = {
-    "digits": "digits",
-    "gallery": "gallery",
-    "list": "make_image_list",
-    "preview": "preview_data",
-    "shards": "make_shards",
-    "examples": "make_example_data",
-    "depth": "extract_depth",
-    "segmentation": "extract_segmentation",
-    "encode": "encode_dataset",
-    "curves": "plot_curves",
-    "sample": "sample_fast",
-    "sample-data": "make_samples",
-    "scenes": "make_scene_samples",
-    "complete": "complete",
-    "guide": "guide",
-    "reconstruct": "reconstruct",
-    "demo": "sample_conditional",
-    "report": "report",
-    "evaluate": "evaluate_fid",
-    "evaluate-first-stage": "evaluate_first_stage",
-    "compare-quantizers": "compare_quantizers",
-    "evaluate-transformer": "evaluate_transformer",
-    "evaluate-scenes": "evaluate_scenes",
-    "evaluate-classes": "evaluate_classes",
-    "reproduce": "reproduce",
-    "probe": "linear_probe",
-    "figures": "figures",
-    "statistics": "compute_statistics",
-    "download": "download_models",
-    "export": "export",
-    "push": "push",
-    "submodel": "extract_submodel",
-    "consolidate": "consolidate",
-}
 RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
 FINISHED = "finished"  # a file in the folder of a run that was trained to its end
-TRAIN, CONFIGS, COMPLETION = "train", "configs", "completion"
+CONFIGS, COMPLETION = "configs", "completion"
 OWN = {
     TRAIN: "Train a first stage or a transformer, as main.py does.",
     CONFIGS: "List the shipped configs, or copy some to change them.",

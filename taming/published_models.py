@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from taming.shipped import run_script
+
 
 @dataclass(frozen=True)
 class Published:
@@ -39,5 +41,5 @@ def how_to_fetch(path: Path) -> str:
     parts = set(path.parts)
     for name, model in published_models().items():
         if parts & {name, Path(model.folder).name}:
-            return f"; fetch it with python scripts/download_models.py {name}"
+            return f"; fetch it with {run_script('download_models')} {name}"
     return ""

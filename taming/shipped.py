@@ -9,6 +9,43 @@ from pathlib import Path
 from taming.errors import UserError, absence
 
 SUFFIXES = (".yaml", ".yml")
+TRAIN, MAIN = "train", "main"  # the subcommand that is main.py
+# The scripts by their subcommands, in the order in which they are needed.
+SCRIPTS = {
+    "digits": "digits",
+    "gallery": "gallery",
+    "list": "make_image_list",
+    "preview": "preview_data",
+    "shards": "make_shards",
+    "examples": "make_example_data",
+    "depth": "extract_depth",
+    "segmentation": "extract_segmentation",
+    "encode": "encode_dataset",
+    "curves": "plot_curves",
+    "sample": "sample_fast",
+    "sample-data": "make_samples",
+    "scenes": "make_scene_samples",
+    "complete": "complete",
+    "guide": "guide",
+    "reconstruct": "reconstruct",
+    "demo": "sample_conditional",
+    "report": "report",
+    "evaluate": "evaluate_fid",
+    "evaluate-first-stage": "evaluate_first_stage",
+    "compare-quantizers": "compare_quantizers",
+    "evaluate-transformer": "evaluate_transformer",
+    "evaluate-scenes": "evaluate_scenes",
+    "evaluate-classes": "evaluate_classes",
+    "reproduce": "reproduce",
+    "probe": "linear_probe",
+    "figures": "figures",
+    "statistics": "compute_statistics",
+    "download": "download_models",
+    "export": "export",
+    "push": "push",
+    "submodel": "extract_submodel",
+    "consolidate": "consolidate",
+}
 
 
 def shipped(folder: str) -> Path:
@@ -16,6 +53,22 @@ def shipped(folder: str) -> Path:
     package = Path(__file__).parent
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
+
+
+def script(name: str) -> str:
+    """How messages call a script: `scripts/sample_fast.py` in a clone, which has it, and else
+    `taming sample`. "main" is main.py."""
+    package = Path(__file__).parent
+    if shipped("scripts").parent == package:
+        subcommands = {own: subcommand for subcommand, own in SCRIPTS.items()}
+        return f"taming {TRAIN if name == MAIN else subcommands[name]}"
+    return "main.py" if name == MAIN else f"scripts/{name}.py"
+
+
+def run_script(name: str) -> str:
+    """`script` as the words with which it is run."""
+    text = script(name)
+    return text if text.startswith("taming ") else f"python {text}"
 
 
 def config_names() -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from taming import __version__
+from taming import shipped as shipped_files
 from taming.command_line import Parser
 from taming.config import load_config
 from taming.errors import UserError
-from taming.program import DEMO, OWN, SCRIPTS, demo_words, load, main, overview
-from taming.shipped import config_names, find_config, shipped
+from taming.program import DEMO, OWN, demo_words, load, main, overview
+from taming.shipped import SCRIPTS, config_names, find_config, run_script, script, shipped
 from tests.support import ROOT
 
 
@@ -101,6 +102,18 @@ def completions() -> dict[str, str]:
     )
     parts = [part.partition("\n") for part in made.stdout.split("# ")[1:]]
     return {name: text for name, _, text in parts}
+
+
+def test_messages_name_the_commands_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [script("sample_fast"), run_script("sample_fast"), run_script("main")] == [
+        "scripts/sample_fast.py",
+        "python scripts/sample_fast.py",
+        "python main.py",
+    ]
+    package = Path(shipped_files.__file__).parent
+    monkeypatch.setattr(shipped_files, "shipped", lambda folder: package / folder)  # a wheel
+    assert [script("main"), run_script("download_models")] == ["taming train", "taming download"]
+    assert {run_script(name) for name in SCRIPTS.values()} == {f"taming {own}" for own in SCRIPTS}
 
 
 @pytest.mark.slow

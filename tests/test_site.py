@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from taming import program
+from taming import program, shipped
 from taming.command_line import Parser, is_override, parser_of
 from taming.demo.arguments import read_page_arguments
 from taming.training.trainer_options import trainer_options
@@ -72,11 +72,11 @@ def parser_for(name: str, words: list[str]) -> Parser | None:
         return parser_of(getattr(program, name))
     if name == "demo":
         return parser_of(read_page_arguments)  # Streamlit runs the script when it is imported
-    main = program.load(ROOT / "scripts" / f"{program.SCRIPTS[name]}.py").main
+    main = program.load(ROOT / "scripts" / f"{shipped.SCRIPTS[name]}.py").main
     return parser_of(main, *(words[:1] if name == "figures" else []))
 
 
-NAMES = {f"scripts/{script}.py": name for name, script in program.SCRIPTS.items()}
+NAMES = {f"scripts/{script}.py": name for name, script in shipped.SCRIPTS.items()}
 NAMES |= {"main.py": "train"} | {f"taming {name}": name for name in program.OWN}
 
 
@@ -110,7 +110,7 @@ def test_commands_have_flags_of_their_parsers() -> None:
 
 def test_every_command_has_a_page_with_its_options() -> None:
     pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "commands").glob("*.md")}
-    assert pages.keys() == {"index", *program.OWN, *program.SCRIPTS}
+    assert pages.keys() == {"index", *program.OWN, *shipped.SCRIPTS}
     for name, text in pages.items():
         assert name == "index" or f"<!-- options: {name}" in text, name
         assert name == "index" or f"]({name}.md)" in pages["index"], name

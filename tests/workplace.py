@@ -25,10 +25,10 @@ from taming.config import instantiate_from_config, load_config, without_checkpoi
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from taming.program import OWN, SCRIPTS
+from taming.program import OWN
 from taming.program import main as program_main
 from taming.published_models import published_models
-from taming.shipped import config_names
+from taming.shipped import SCRIPTS, config_names
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
 from tests.test_configs import prepare, shrink

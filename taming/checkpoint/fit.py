@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.shipped import script
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,7 +89,7 @@ def _wrong_kind(file: Iterable[str], model: Iterable[str]) -> str | None:
         kind = "transformer" if any(n.startswith("transformer.") for n in file) else "larger model"
         return (
             f"it is a {kind}, and the config's model a first stage; take its first stage out "
-            "with scripts/extract_submodel.py IN OUT first_stage_model"
+            f"with {script('extract_submodel')} IN OUT first_stage_model"
         )
     return None
 

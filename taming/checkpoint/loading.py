@@ -30,6 +30,7 @@ from taming.config_files import SECTIONS, STAGES, as_stage
 from taming.config_schema import check_names
 from taming.errors import UserError
 from taming.limits import weights_from_file
+from taming.shipped import script
 
 
 def run_config(
@@ -155,7 +156,7 @@ def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
         if "transformer_config" in (model.get("params") or {}):
             raise UserError(
                 f"{path} is a transformer, which cannot be a stage of another; take its first "
-                "stage out with scripts/extract_submodel.py IN OUT first_stage_model"
+                f"stage out with {script('extract_submodel')} IN OUT first_stage_model"
             )
     except UserError as error:
         raise UserError(f"{key}: {error}") from None

@@ -15,6 +15,7 @@ from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_search import weight_sets
 from taming.checkpoint.weight_sets import say
 from taming.errors import UserError
+from taming.shipped import script
 
 # The parts of a first stage: what is around them in names is left out.
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
@@ -75,7 +76,7 @@ def _why_unknown(found: list[Shapes], hint: str) -> str:
     if any(name.startswith("first_stage_model.") for name in names):
         return (
             f"and it is a larger model; {hint}, or take its first stage out with "
-            "scripts/extract_submodel.py IN OUT first_stage_model"
+            f"{script('extract_submodel')} IN OUT first_stage_model"
         )
     shapes = max(found, key=_nearness, default={})
     layout, missing = nearest(shapes)

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from taming.checkpoint.checksum import DamagedFileError
 from taming.errors import UserError
+from taming.shipped import script
 
 SHARDS = "shards"  # the entry of a checkpoint, and the folder beside it
-JOIN = "scripts/consolidate.py"
+JOIN = script("consolidate")
 
 
 def replaced(content: Any, new: Callable[[str, Tensor], Tensor], place: str = "") -> Any:

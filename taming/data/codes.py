@@ -27,13 +27,14 @@ from taming.config_values import FilePath
 from taming.data.base import Item
 from taming.data.from_config import SPLITS
 from taming.errors import UserError
+from taming.shipped import script
 from taming.user_code import name_of
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # the folder of what an encoding has so far
 VERSION = 1
 MOST_IN_UINT16 = 2**16
-SCRIPT = "scripts/encode_dataset.py"
+SCRIPT = script("encode_dataset")
 # The entries of items; models know batches of codes by the first.
 CODES, CONDITION = "codes", "condition_codes"
 

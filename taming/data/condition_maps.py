@@ -20,6 +20,7 @@ from taming.data.files.images import (
 )
 from taming.errors import UserError
 from taming.pictures import to_values_array
+from taming.shipped import script
 from taming.user_files import read_text, with_home
 
 UNLABELED = 255
@@ -197,7 +198,7 @@ class Depth(MapKind):
     smooth = True
 
     def header_size(self, path: str, reading: Reading = PLAIN) -> tuple[int, int]:
-        advice = "save depth as scripts/extract_depth.py does"
+        advice = f"save depth as {script('extract_depth')} does"
         return _checked_size(path, reading.upright, DEPTH_MODES, advice)
 
     def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:

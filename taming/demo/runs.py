@@ -17,6 +17,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.arguments import DataArguments, RunArguments
 from taming.sampling.inputs import class_names
 from taming.sampling.load import open_dataset
+from taming.shipped import run_script, script
 from taming.user_files import read_text
 
 LOGS = Path("logs")
@@ -43,8 +44,8 @@ def found_runs(given: Sequence[str]) -> list[str]:
     found = [*dict.fromkeys(given), *map(str, reversed(more))]  # the newest first
     if not found:
         raise UserError(
-            "there is no run of a transformer in logs/: train one (python main.py with a "
-            "transformer's YAML), fetch one (scripts/download_models.py), or name one with -r"
+            f"there is no run of a transformer in logs/: train one ({run_script('main')} with a "
+            f"transformer's YAML), fetch one ({script('download_models')}), or name one with -r"
         )
     return found
 

@@ -41,6 +41,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
 from taming.sampling.sizes import add_side_flags
+from taming.shipped import script
 
 CONFIGS = (".yaml", ".yml")
 EXTRACTOR_HELP = (
@@ -173,7 +174,7 @@ class SetArguments:
         if not (path.exists() or is_hub_name(text)):
             raise UserError(
                 f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
-                "of images or of scripts/compute_statistics.py"
+                f"of images or of {script('compute_statistics')}"
             )
         if path.suffix == ".npz" and holds_images(path):
             return NpzImages(path, workers)

@@ -23,6 +23,7 @@ from taming.guidance.objective import (
     text_targets,
 )
 from taming.sampling.completion import HALVES
+from taming.shipped import script
 
 RANDOM, PRIOR = "random", "prior"
 
@@ -41,7 +42,7 @@ class Guide:
         None, "guide, for image prompts: lpips, lpips-alex, or a torchvision model as vgg16[:FILE]"
     )
     classifier: str | None = flag(
-        None, "guide, for classes: small:FILE of scripts/report.py, or resnet50[:FILE]"
+        None, f"guide, for classes: small:FILE of {script('report')}, or resnet50[:FILE]"
     )
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 from taming.modules.transformer.inference import quantize_in_place
+from taming.shipped import run_script, script
 from taming.weight_choice import in_int8
 
 Paths = Sequence[str | Path]
@@ -42,8 +43,9 @@ def load_transformer(
         model, run, global_step = load_run(path, base, overrides)
     if not isinstance(model, Net2NetTransformer):
         raise UserError(
-            f"{path}: this is a first stage; reconstruct with scripts/reconstruct.py, or train the "
-            "second stage (python main.py with a transformer's YAML) and sample from that"
+            f"{path}: this is a first stage; reconstruct with {script('reconstruct')}, or train "
+            f"the second stage ({run_script('main')} with a transformer's YAML) and sample "
+            "from that"
         )
     model.requires_grad_(False)
     model.transformer.to(dtype=dtype)

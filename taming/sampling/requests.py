@@ -21,6 +21,7 @@ from taming.sampling.inputs import SampleInputs
 from taming.sampling.scenes import Scene, SceneBuilder
 from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.sliding_window import Box
+from taming.shipped import script
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Request:
 def sampling_script(model: Net2NetTransformer) -> str:
     """The script that samples many images from a model."""
     if model.condition_kind in ("none", "coordinates") or model.n_classes is not None:
-        return "scripts/sample_fast.py"
+        return script("sample_fast")
     if model.cond_stage_key in BUILDERS:
-        return "scripts/make_scene_samples.py"
-    return "scripts/make_samples.py"
+        return script("make_scene_samples")
+    return script("make_samples")
 
 
 def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:

@@ -19,6 +19,7 @@ from taming.distributed import disconnect, is_first_process
 from taming.errors import Stopped, UserError, described
 from taming.lightning_internals import end_loaders
 from taming.modules.util import count_params
+from taming.shipped import run_script
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
@@ -114,7 +115,7 @@ def say_what_was_checked(
     parts.append(f"{count_params(model):,} weights of the model")
     rank_zero_info(
         f"checked: the config, {', '.join(parts)}; nothing was trained: to train, add -t, as in "
-        f"python main.py {shlex.join(words)} -t"
+        f"{run_script('main')} {shlex.join(words)} -t"
     )
 
 
@@ -193,7 +194,7 @@ def _raising_callback(error: Exception) -> Callback | None:
 
 
 def _command(run: RunFolder) -> str:
-    return f"python main.py -r {shlex.quote(str(run.last_path))} -t"
+    return f"{run_script('main')} -r {shlex.quote(str(run.last_path))} -t"
 
 
 def _how_it_stopped(stop: Stopped, trainer: pl.Trainer, run: RunFolder) -> str:

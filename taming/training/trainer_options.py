@@ -21,6 +21,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
 from taming.errors import UserError, shorten
+from taming.shipped import script
 from taming.training.refused_options import check_arguments
 
 # Arguments that are objects, which no flag can give, or are set here.
@@ -237,7 +238,8 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     launchers = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"}
     if nodes != 1 and not launchers & os.environ.keys():
         raise UserError(
-            f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
+            f"lightning.trainer.num_nodes is {nodes}: start {script('main')} on each "
+            "with torchrun or SLURM"
         )
     each = len(devices) if isinstance(devices, list) else devices
     started, launcher = _started_processes()

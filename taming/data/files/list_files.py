@@ -17,6 +17,7 @@ from taming.data.columns import StringTable
 from taming.data.files.find import EXTENSIONS, in_threads, relative_names, split_off
 from taming.data.options import OnError
 from taming.errors import UserError, absence
+from taming.shipped import run_script
 from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def read_image_list(
         own = quote(str(list_file)) if file.is_dir() else "FOLDER"
         raise UserError(
             f"{dataset}: {absence('list file', list_file)}; give a text file with one image path "
-            f"per line, such as python scripts/make_image_list.py {own} writes"
+            f"per line, such as {run_script('make_image_list')} {own} writes"
         )
     find = locate or partial(_beside, file.parent)
     missing, first = 0, ""

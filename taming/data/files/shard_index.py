@@ -21,6 +21,7 @@ from taming.data.files.find import EXTENSIONS
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
+from taming.shipped import script
 from taming.user_files import regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
@@ -47,7 +48,7 @@ def find_shards(shards: str | Sequence[str]) -> list[str]:
             pattern = os.path.join(pattern, "*.tar")
         if not (matches := sorted(glob.glob(pattern))):
             raise UserError(
-                f"there are no shards {pattern}; write some with scripts/make_shards.py"
+                f"there are no shards {pattern}; write some with {script('make_shards')}"
             )
         tars += matches
     return tars

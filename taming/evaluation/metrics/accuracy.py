@@ -17,6 +17,7 @@ from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, stack_pixels
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
+from taming.shipped import script
 
 Probabilities = Callable[[Tensor], Tensor]
 """uint8 (B, 3, H, W) -> probabilities (B, classes)."""
@@ -43,7 +44,7 @@ class ClassificationAccuracy:
         if int(labels.min()) < 0:
             raise UserError(
                 "a classifier's accuracy is of samples of classes, and these have none; sample "
-                "into a folder per class, as scripts/sample_fast.py does"
+                f"into a folder per class, as {script('sample_fast')} does"
             )
         require_known(int(labels.max()), probabilities)
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices

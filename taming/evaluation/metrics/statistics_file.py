@@ -20,6 +20,7 @@ from taming.errors import UserError, absence
 from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
+from taming.shipped import script
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Statistics:
         if self.spatial is None:
             raise UserError(
                 "the statistics have no mu_s and sigma_s, which sfid needs; leave sfid out, or "
-                "compute them again with scripts/compute_statistics.py --format adm"
+                f"compute them again with {script('compute_statistics')} --format adm"
             )
         mean, covariance = self.spatial
         layer = SPATIAL if self.layer else ""
@@ -150,7 +151,7 @@ class Statistics:
             raise UserError(
                 f"{file} is of images with another resize or crop ({_resizing_text(own)}) than "
                 f"this evaluation's ({_resizing_text(expected)}); compute it again with "
-                f"scripts/compute_statistics.py, or {_with_the_same_resizing(own)}"
+                f"{script('compute_statistics')}, or {_with_the_same_resizing(own)}"
             )
 
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
@@ -172,7 +173,8 @@ class Statistics:
         if self.extractor and own != wanted:
             raise UserError(
                 f"{path} is of another extractor ({_named(*own)}) than this evaluation's "
-                f"({_named(*wanted)}); compute it again with scripts/compute_statistics.py"
+                f"({_named(*wanted)}); compute it again with "
+                f"{script('compute_statistics')}"
             )
 
 
@@ -212,14 +214,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if len(missing := NUMBERED[0] - set(arrays)) == 2:
         raise UserError(
             f"{path} has neither images (arr_0) nor statistics (mu and sigma); give an .npz of "
-            "scripts/compute_statistics.py or of the ADM suite"
+            f"{script('compute_statistics')} or of the ADM suite"
         )
     if len(half := NUMBERED[1] - set(arrays)) == 1:
         missing |= half
     if missing:
         raise UserError(
             f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
-            "scripts/compute_statistics.py wrote"
+            f"{script('compute_statistics')} wrote"
         )
     return arrays
 

@@ -27,6 +27,7 @@ from taming.evaluation.presets.image_rows import (
 from taming.evaluation.presets.other_rows import BY_OTHERS, COSTS, PICTURED, SCENES, TABLE_1
 from taming.evaluation.results import markdown_table
 from taming.published_models import published_models
+from taming.shipped import script
 
 __all__ = [
     "NOT_PUBLISHED",
@@ -68,7 +69,7 @@ RENAMED = {
     "rfid_gumbel": "rfid_gumbel_f8",
 }
 PRESET_HELP = (
-    "the protocol of a published number, with its sources: see scripts/reproduce.py --list"
+    f"the protocol of a published number, with its sources: see {script('reproduce')} --list"
 )
 RUN = "RUN"  # stands for the run of a model that is not published
 

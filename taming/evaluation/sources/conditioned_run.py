@@ -32,6 +32,7 @@ from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.requests import request_for_condition
 from taming.sampling.sizes import pixels_per_token
+from taming.shipped import script
 
 # Kinds of conditions that scripts/sample_fast.py makes itself.
 MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
@@ -53,7 +54,7 @@ def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) ->
         return True
     stage_class = get_obj_from_str(str(stage.get("target")))
     if issubclass(stage_class, DummyCondStage):
-        raise UserError(f"{path} samples scenes; evaluate them with scripts/evaluate_scenes.py")
+        raise UserError(f"{path} samples scenes; evaluate them with {script('evaluate_scenes')}")
     return condition_of(stage_class)[0] not in MADE_WITHOUT_DATA
 
 

@@ -33,6 +33,7 @@ from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.pools import ScoreFiles
 from taming.sampling.sizes import pixels_per_token, tokens_for, trained_shape
+from taming.shipped import script
 from taming.weight_choice import weight_choice
 
 
@@ -54,7 +55,7 @@ class RunSource(ImageSource):
         if "transformer_config" not in (self.config.get("params") or {}):
             raise UserError(
                 f"{path} is a first stage, which gives no samples; compare its reconstructions "
-                "with scripts/evaluate_first_stage.py, or give a transformer's run"
+                f"with {script('evaluate_first_stage')}, or give a transformer's run"
             )
 
     def with_plan(self, plan: SamplingPlan) -> Self:
