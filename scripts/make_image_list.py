@@ -1,4 +1,4 @@
-"""Write train.txt and test.txt, lists of the images below a folder, for configs/custom_*.yaml."""
+"""Write train.txt and test.txt, lists of the images below folders, for configs/custom_*.yaml."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def damage_of(path: str) -> str:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", help="folder of images, at any depth")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of images, at any depth")
     add_flags(parser, Options)
     args = parser.parse_args(argv)
     options = from_flags(Options, args)
     train, test, damaged = write_image_lists(
-        args.folder, options.outdir, options.test_fraction, options.seed, damage_of
+        args.folders, options.outdir, options.test_fraction, options.seed, damage_of
     )
     lists = [os.path.join(options.outdir, name) for name in ("train.txt", "test.txt")]
     print(f"{lists[0]} lists {counted(train, 'image')}, {lists[1]} {test}")

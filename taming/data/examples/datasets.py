@@ -217,7 +217,7 @@ def write_own(out: ExampleWriter) -> None:
     """Lists of images, a folder per class, and pairs of every kind."""
     for number, scene in enumerate(out.scenes("train", 70_000)):
         out.image(f"data/own/images/{number:04d}.jpg", scene.image)
-    write_image_lists(out.root / "data/own/images", out.root / "data/own", test_fraction=0.25)
+    write_image_lists([out.root / "data/own/images"], out.root / "data/own", test_fraction=0.25)
     for number in range(2 * len(SHAPES) * max(2, out.train // 6)):
         color = ("red", "blue")[number // len(SHAPES) % 2]
         scene = render(number, count=1, colors=[color])

@@ -238,33 +238,46 @@ class ListPair:
 
 
 def write_image_lists(
-    folder: str | Path,
+    folders: Sequence[str | Path],
     output: str | Path,
     test_fraction: float = 0.05,
     seed: int = 0,
     damage_of: Callable[[str], str] = lambda path: "",
 ) -> tuple[int, int, list[str]]:
-    """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
+    """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folders`,
+    of each of which a share is for testing.
 
     Files that `damage_of` says something of are left out. Returns how many images each lists, and
-    what was said; raises `UserError` if there is no such folder, or fewer than two images in it.
+    what was said; raises `UserError` if there is no such folder, or fewer than two images in one.
     """
-    top = os.path.abspath(with_home(Path(folder)))
-    if not os.path.isdir(top):
-        raise UserError(absence("folder", folder))
-    found = relative_names(top)
-    paths = (os.path.join(top, name) for name in found)
+    train, test, damaged = [], [], []
+    given = {os.path.abspath(with_home(Path(one))): one for one in folders}
+    for folder, called in given.items():
+        names, said = _whole_images(folder, called, damage_of)
+        chosen = split_off(names, test_fraction, seed)
+        train += [os.path.join(folder, name) for name in names if name not in chosen]
+        test += [os.path.join(folder, name) for name in sorted(chosen)]
+        damaged += said
+    for file, listed in (("train.txt", train), ("test.txt", test)):
+        write_list(Path(output, file), listed)
+    return len(train), len(test), damaged
+
+
+def _whole_images(
+    folder: str, called: str | Path, damage_of: Callable[[str], str]
+) -> tuple[list[str], list[str]]:
+    """The names of a folder's images, and what is said of those that are left out."""
+    if not os.path.isdir(folder):
+        raise UserError(absence("folder", called))
+    found = relative_names(folder)
+    paths = (os.path.join(folder, name) for name in found)
     said = list(in_threads(paths, damage_of, "checking"))
     names = [name for name, text in zip(found, said, strict=True) if not text]
     damaged = [text for text in said if text]
     if len(names) < 2:
         unread = f" that can be read, and {len(damaged)} others ({damaged[0]})" if damaged else ""
         raise UserError(
-            f"{folder} has {len(names)} image files{unread}; give a folder with at least two "
+            f"{called} has {len(names)} image files{unread}; give a folder with at least two "
             f"({', '.join(EXTENSIONS)}), at any depth"
         )
-    test = split_off(names, test_fraction, seed)
-    train = [name for name in names if name not in test]
-    for file, listed in (("train.txt", train), ("test.txt", sorted(test))):
-        write_list(Path(output, file), (os.path.join(top, name) for name in listed))
-    return len(train), len(test), damaged
+    return names, damaged

@@ -60,19 +60,32 @@ def test_missing_files_are_counted_and_the_first_has_its_line(tmp_path: Path) ->
 
 def test_written_lists_are_read_back(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 20)
-    assert write_image_lists(tmp_path / "images", tmp_path / "lists", 0.1, seed=3) == (18, 2, [])
+    assert write_image_lists([tmp_path / "images"], tmp_path / "lists", 0.1, seed=3) == (18, 2, [])
     train, test = (
         list(read_image_list(tmp_path / f"lists/{n}.txt", "x")) for n in ("train", "test")
     )
     assert sorted(train + test) == images and len(test) == 2
-    write_image_lists(tmp_path / "images", tmp_path / "lists", 0.1, seed=4)
+    write_image_lists([tmp_path / "images"], tmp_path / "lists", 0.1, seed=4)
     assert list(read_image_list(tmp_path / "lists/test.txt", "x")) != test
+
+
+def test_lists_of_several_folders_have_a_share_of_each(tmp_path: Path) -> None:
+    folders = [tmp_path / "photographs", tmp_path / "drawings"]
+    images = [set(write_images(folder, 10)) for folder in folders]  # of the same names
+    assert write_image_lists([*folders, folders[0]], tmp_path / "lists", 0.2) == (16, 4, [])
+    train, test = (
+        set(read_image_list(tmp_path / f"lists/{n}.txt", "x")) for n in ("train", "test")
+    )
+    assert train | test == images[0] | images[1] and not train & test
+    assert [len(own & test) for own in images] == [2, 2]
+    with pytest.raises(UserError, match="there is no folder absent"):
+        write_image_lists([*folders, "absent"], tmp_path / "lists")
 
 
 def test_lists_need_two_images(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="has 1 image files"):
-        write_image_lists(tmp_path, tmp_path / "lists")
+        write_image_lists([tmp_path], tmp_path / "lists")
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -119,7 +132,7 @@ def test_any_name_is_written_such_that_it_is_read_back(tmp_path: Path, name: str
     folder = tmp_path / "images"
     images = [write_image(folder / f"{stem}.png") for stem in (f"{name}a", f" {name}", "plain")]
     images += write_images(folder / f"{name} ", 2)
-    write_image_lists(folder, tmp_path / "lists", 0.5)
+    write_image_lists([folder], tmp_path / "lists", 0.5)
     listed = [*read_image_list(tmp_path / "lists/train.txt", "x")]
     listed += read_image_list(tmp_path / "lists/test.txt", "x")
     assert sorted(listed) == sorted(images)
