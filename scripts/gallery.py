@@ -11,7 +11,6 @@ train side by side, which is faster than one after the other with all threads; w
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,8 +26,9 @@ from taming.config import did_you_mean
 from taming.errors import UserError, command
 from taming.gallery.pictures import PICTURES, save
 from taming.gallery.workshop import AUTO, Workshop
+from taming.program import environment_apart
 
-WORK = "work"
+WORK, SMALL = "work", "small"
 # Those that share a transformer, beside what all share; what takes longest is first.
 GROUPS = (
     ("segmentation", "panorama"),
@@ -46,7 +46,7 @@ class Options:
     only: tuple[str, ...] = flag((), "make these pictures alone", metavar="NAME", nargs="+")
     seed: int = flag(23, "of data order, weights and samples", "-s")
     precision: str = flag(AUTO, "of training: 32, bf16-mixed, or what is fast here")
-    small: bool = flag(False, "a few steps on a few images, to see that everything runs")
+    small: bool = flag(False, "a few steps on a few images, in OUTDIR/small, to see that all runs")
 
     def __post_init__(self) -> None:
         for name in self.only:
@@ -65,33 +65,32 @@ def groups_of(names: Sequence[str]) -> list[tuple[str, ...]]:
     return groups if apart and not torch.cuda.is_available() else []
 
 
-def make_apart(shop: Workshop, groups: Sequence[tuple[str, ...]]) -> None:
+def make_apart(options: Options, shop: Workshop, groups: Sequence[tuple[str, ...]]) -> None:
     """Make groups of pictures, some at once, each by a process with a share of the threads.
 
     UserError if one of them fails; the others are made.
     """
     assert shop.landscapes and shop.trained("vqgan")  # which all need
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        codes = list(
-            tqdm(pool.map(lambda group: make_group(shop, group), groups), "pictures", len(groups))
-        )
+        making = pool.map(lambda group: make_group(options, shop.work, group), groups)
+        codes = list(tqdm(making, "groups of pictures", len(groups)))
     failed = [group[0] for group, code in zip(groups, codes, strict=True) if code]
     if failed:
         raise UserError(f"{failed[0]} failed; {shop.work / failed[0]}.log tells why")
 
 
-def make_group(shop: Workshop, names: Sequence[str]) -> int:
+def make_group(options: Options, work: Path, names: Sequence[str]) -> int:
     """The exit status of this script for some pictures."""
-    log = shop.work / f"{names[0]}.log"
-    line = [sys.executable, __file__, "--outdir", str(shop.work.parent), "--only", *names]
-    line += ["--seed", str(shop.seed), "--precision", shop.precision]
-    line += ["--small"] if shop.small else []
+    log = work / f"{names[0]}.log"
+    line = [sys.executable, __file__, "--outdir", str(options.outdir), "--only", *names]
+    line += ["--seed", str(options.seed), "--precision", options.precision]
+    line += ["--small"] if options.small else []
     threads = str(torch.get_num_threads() // AT_ONCE)
     tqdm.write(f"making {', '.join(names)}: see {log}")
     with log.open("a", encoding="utf-8") as file:
         return subprocess.run(
             line,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env=environment_apart() | {"OMP_NUM_THREADS": threads},
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,
@@ -103,18 +102,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
-    work = options.outdir.absolute() / WORK
+    outdir = options.outdir / SMALL if options.small else options.outdir
+    work = outdir.absolute() / WORK
     work.mkdir(parents=True, exist_ok=True)
     shop = Workshop(work, options.seed, options.precision, options.small)
     names = options.only or tuple(PICTURES)
-    groups = groups_of([name for name in names if not any(options.outdir.glob(f"{name}.*"))])
+    groups = groups_of([name for name in names if not any(outdir.glob(f"{name}.*"))])
     if groups:
-        make_apart(shop, groups)
+        make_apart(options, shop, groups)
     for name in names:
-        if any(options.outdir.glob(f"{name}.*")):
-            print(f"{name} is in {options.outdir}")
+        if any(outdir.glob(f"{name}.*")):
+            print(f"{name} is in {outdir}")
             continue
-        path = save(PICTURES[name](shop), name, options.outdir)
+        path = save(PICTURES[name](shop), name, outdir)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 

@@ -138,13 +138,17 @@ def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
     SystemExit if it fails, which has said why.
     """
     print(f"\ntaming {shlex.join(words)}", flush=True)
-    package = Path(taming.__file__).parents[1]  # of a clone, it may not be installed
-    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     line = [sys.executable, "-m", "taming", *words]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    code = subprocess.run(line, env=environment, cwd=folder, check=False).returncode
+    code = subprocess.run(line, env=environment_apart(), cwd=folder, check=False).returncode
     if code:
         raise SystemExit(code)
+
+
+def environment_apart() -> dict[str, str]:
+    """Of processes that import this package, also from a clone that is not installed."""
+    package = Path(taming.__file__).parents[1]
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths}
 
 
 def train_apart(

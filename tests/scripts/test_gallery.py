@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.gallery import GROUPS, groups_of, main, make_apart
+from scripts.gallery import GROUPS, Options, groups_of, main, make_apart
 from taming.errors import UserError
 from taming.gallery.pictures import PICTURES, spread
 from taming.gallery.workshop import Workshop
@@ -36,14 +36,16 @@ def test_a_picture_is_made_once_from_what_is_there(
 ) -> None:
     words = ["--outdir", str(tmp_path), "--small", "--only", "landscapes"]
     main(words)
-    with Image.open(tmp_path / "landscapes.webp") as image:
+    picture = tmp_path / "small" / "landscapes.webp"  # nothing of it is taken for the real ones
+    with Image.open(picture) as image:
         assert image.width > 8 * 128 and image.height > 3 * 128
-    (tmp_path / "landscapes.webp").unlink()
+    picture.unlink()
     capsys.readouterr()
     main(words)
     assert "taming examples" not in capsys.readouterr().out  # the data are there
     main(words)
-    assert capsys.readouterr().out == f"landscapes is in {tmp_path}\n"
+    assert capsys.readouterr().out == f"landscapes is in {tmp_path / 'small'}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 @pytest.mark.parametrize("total", [8, 16, 96, 192])  # of --small, and of depth and labels in full
@@ -83,7 +85,7 @@ def test_a_picture_that_fails_apart_has_a_log(
     monkeypatch.setattr(Workshop, "landscapes", tmp_path)
     shop._runs["vqgan"] = "logs/vqgan"
     with pytest.raises(UserError, match=r"bocses failed; .*bocses.log tells why"):
-        make_apart(shop, [("bocses",)])
+        make_apart(Options(outdir=tmp_path), shop, [("bocses",)])
     assert "error: there is no picture bocses" in (tmp_path / "bocses.log").read_text()
 
 
@@ -92,9 +94,10 @@ def test_a_picture_that_fails_apart_has_a_log(
 def test_every_picture_is_made(precision: str, tmp_path: Path) -> None:
     words = ["--outdir", str(tmp_path), "--small", "--precision", precision]
     main(words)
-    made = {path.stem: path for path in tmp_path.iterdir() if path.is_file()}
+    outdir = tmp_path / "small"
+    made = {path.stem: path for path in outdir.iterdir() if path.is_file()}
     assert made.keys() == PICTURES.keys()
-    runs = list((tmp_path / "work" / "logs").iterdir())
+    runs = list((outdir / "work" / "logs").iterdir())
     with Image.open(made["panorama"]) as image:
         assert image.width > 160  # wider than the window
     with Image.open(made["drawing"]) as film:
@@ -102,4 +105,4 @@ def test_every_picture_is_made(precision: str, tmp_path: Path) -> None:
     made["classes"].unlink()
     main(words)
     assert made["classes"].is_file()
-    assert list((tmp_path / "work" / "logs").iterdir()) == runs  # nothing was trained again
+    assert list((outdir / "work" / "logs").iterdir()) == runs  # nothing was trained again
