@@ -27,7 +27,7 @@ def nothing_to_check(workplace: Workplace, command: str) -> None:
 
 
 def check_extras(workplace: Workplace, command: str) -> None:
-    (extra,) = re.findall(r"\.\[([\w,]+)\]", command)
+    (extra,) = re.findall(r"(?:\.|taming-transformers)\[([\w,]+)\]", command)
     assert set(extra.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
@@ -100,6 +100,8 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "pip install -e '.[demo]'": (ENVIRONMENT, check_extras),
     "pip install -e '.[lsun]'": (ENVIRONMENT, check_extras),
     "pip install -e '.[guide]'": (ENVIRONMENT, check_extras),
+    "pip install 'taming-transformers[data] @ git+<this repository>'": (ENVIRONMENT, check_extras),
+    "pip wheel --no-deps .": (ENVIRONMENT, nothing_to_check),
     "conda env create -f environment.yaml": (ENVIRONMENT, check_environment),
     "conda activate taming": (ENVIRONMENT, check_environment),
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
@@ -185,6 +187,7 @@ EXECUTED = {
     "python scripts/download_models.py NAME": "tests/test_pretrained.py",
     "taming download dalle_dvae": "tests/test_pretrained.py",
     "taming push logs/<run> owner/name --license mit": "tests/scripts/test_push.py",
+    "pip wheel --no-deps .": "tests/test_program.py",
     "make test": ".github/workflows/tests.yml",
     "make docs": "tests/test_site.py",
     "make gallery": "tests/scripts/test_gallery.py",
