@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 SHELLS = ("bash", "zsh", "fish")
+_ZSH = (  # which completes as bash does, where its own completion has been started
+    "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }",
+    "autoload -U +X bashcompinit && bashcompinit",
+)
 
 
 def completion_script(
@@ -22,7 +26,7 @@ def completion_script(
 def _bash(flags: Mapping[str, Sequence[str]], configs: Sequence[str], *, zsh: bool) -> str:
     cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in flags.items()]
     lines = [
-        *(["autoload -U +X bashcompinit && bashcompinit"] if zsh else []),
+        *(_ZSH if zsh else []),
         "_taming() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" words=',
         f"  local commands='{' '.join(flags)}'",

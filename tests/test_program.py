@@ -141,13 +141,38 @@ def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], exp
         ["bash", "-c", completions["bash"] + tail], capture_output=True, text=True
     )
     assert made.stdout.strip() == expected and not made.stderr
-    assert "bashcompinit" in completions["zsh"] and "-l no-test" in completions["fish"]
 
 
 def build(folder: Path, what: str) -> None:
     """The sources' archive or the wheel of a folder, in it."""
     code = f"from setuptools import build_meta; build_meta.build_{what}('.')"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completes(completions: dict[str, str]) -> None:
+    """By the function that bash calls, of whose words it takes those that begin as is typed."""
+    tail = "\necho ${_comps[taming]}; COMP_WORDS=(taming train --no-t); COMP_CWORD=2; "
+    tail += 'setopt ksharrays; _taming; echo "${COMPREPLY[@]}"'
+    made = subprocess.run(
+        ["zsh", "-f", "-c", completions["zsh"] + tail], capture_output=True, text=True
+    )
+    used, words = made.stdout.splitlines()
+    assert "_taming" in used and "--no-test" in words.split() and not made.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes(completions: dict[str, str]) -> None:
+    for typed, expected in (
+        ("taming sa", ["sample", "sample-data"]),
+        ("taming train --no-t", ["--no-test"]),
+        ("taming train --base digits_v", ["digits_variants_transformer", "digits_vqgan"]),
+    ):
+        code = f"{completions['fish']}\ncomplete -C '{typed}'"
+        made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True)
+        assert made.stdout.split() == expected and not made.stderr
 
 
 @pytest.mark.slow
