@@ -37,6 +37,7 @@ from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer
 from taming.sampling.requests import sampling_script
 from taming.sampling.sizes import trained_size
+from taming.shipped import script
 from taming.training.data_module import DataModuleFromConfig
 
 SCRIPT = "scripts/report.py"
@@ -62,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, run, step = load_transformer(
         arguments.resume, arguments.base, arguments.chosen_device(), overrides
     )
-    script = sampling_script(model)
-    samples = args.samples or newest_samples(run.folder, script, trained_size(model))
+    name = sampling_script(model)
+    samples = args.samples or newest_samples(run.folder, name, trained_size(model))
     if not samples.is_dir():
-        raise UserError(f"{absence('folder', samples)}; make samples with {script}")
+        raise UserError(f"{absence('folder', samples)}; make samples with {script(name)}")
     print(f"on the samples in {samples}")
     config = run_config(run, arguments.base, overrides)
     require_data(config)

@@ -83,4 +83,4 @@ def test_report_needs_samples(tmp_path: Path) -> None:
     from taming.evaluation.tasks.report import newest_samples
 
     with pytest.raises(UserError, match="make some with scripts/sample_fast.py"):
-        newest_samples(tmp_path, "scripts/sample_fast.py", (32, 32))
+        newest_samples(tmp_path, "sample_fast", (32, 32))

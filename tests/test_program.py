@@ -203,6 +203,8 @@ def test_the_wheel_has_scripts_and_configs(tmp_path: Path) -> None:
 
     assert taming("configs").stdout.split() == config_names()
     assert (installed / "taming/configs/gallery/painted_map.png").is_file()
+    made = taming("completion", "bash")  # which asks every script for its flags
+    assert all(f"    {name}) words='-" in made.stdout for name in SCRIPTS) and not made.stderr
     made = taming("digits", "--max_steps", "2", "-n", "2")
     assert made.returncode == 0, made.stderr
     assert "FID" in made.stdout and len(list(elsewhere.glob("logs/*/samples/*/*/*/*.png"))) == 20

@@ -48,12 +48,10 @@ class Request:
 
 
 def sampling_script(model: Net2NetTransformer) -> str:
-    """The script that samples many images from a model."""
+    """The name of the script that samples many images from a model; see `taming.shipped.script`."""
     if model.condition_kind in ("none", "coordinates") or model.n_classes is not None:
-        return script("sample_fast")
-    if model.cond_stage_key in BUILDERS:
-        return script("make_scene_samples")
-    return script("make_samples")
+        return "sample_fast"
+    return "make_scene_samples" if model.cond_stage_key in BUILDERS else "make_samples"
 
 
 def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:
@@ -71,7 +69,7 @@ def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) 
     if model.n_classes is None:
         raise UserError(
             f"this model samples images for a given '{model.cond_stage_key}', which is no class; "
-            f"use {sampling_script(model)}"
+            f"use {script(sampling_script(model))}"
         )
     most = model.n_classes - 1
     known = [_number(label, f"a class, from 0 to {most},") for label in classes or ()]

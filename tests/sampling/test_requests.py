@@ -89,7 +89,7 @@ def test_other_conditions_need_another_script() -> None:
     with pytest.raises(UserError, match="given 'objects_bbox'.*use scripts/make_scene_samples.py"):
         labels_for(scenes)
     for model in (tiny_model(), tiny_model(transformer_config(**UNCONDITIONAL))):
-        assert sampling_script(model) == "scripts/sample_fast.py"
+        assert sampling_script(model) == "sample_fast"
 
 
 def test_coordinates_of_an_item_are_those_of_its_crop() -> None:

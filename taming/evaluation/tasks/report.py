@@ -44,6 +44,7 @@ from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.kmeans import KMeans
 from taming.pictures import grid, to_values
+from taming.shipped import script
 
 BY = "a small classifier of this run's own training data: comparable within this dataset alone"
 BY_GROUPS = "a small classifier of groups of similar training images: comparable within this report"
@@ -52,9 +53,9 @@ WEIGHTS = "classifier.pt"
 ACCURACY_BATCH = 64
 # Where scripts put a run's samples.
 SAMPLES_OF = {
-    "sample_fast.py": "samples/*/*",
-    "make_samples.py": "samples_of_data/*/samples",
-    "make_scene_samples.py": "scenes/*/samples",
+    "sample_fast": "samples/*/*",
+    "make_samples": "samples_of_data/*/samples",
+    "make_scene_samples": "scenes/*/samples",
 }
 FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
@@ -64,22 +65,22 @@ GROUPS, THUMBNAIL = 10, 8  # groups of similar images, by their pixels at 8 x 8
 log = logging.getLogger(__name__)
 
 
-def newest_samples(run_folder: Path, script: str, size: tuple[int, int]) -> Path:
+def newest_samples(run_folder: Path, name: str, size: tuple[int, int]) -> Path:
     """The folder of a run's samples that a report is about.
 
-    It is the newest one of those that `script` (see `sampling_script`) writes, if there is a choice
-    of those with images of the training's `size` (height, width), and with enough of them.
+    It is the newest one of those that the script `name` (see `sampling_script`) writes, if there is
+    a choice of those with images of the training's `size` (height, width), and with enough of them.
 
     Raises:
         UserError: if there is none.
     """
     folders = {
         folder: images
-        for folder in run_folder.glob(SAMPLES_OF[Path(script).name])
+        for folder in run_folder.glob(SAMPLES_OF[name])
         if (images := list(folder.rglob("*.png")))
     }
     if not folders:
-        raise UserError(f"{run_folder} has no samples yet; make some with {script}")
+        raise UserError(f"{run_folder} has no samples yet; make some with {script(name)}")
 
     def rank(folder: Path) -> tuple[bool, bool, float]:
         images = folders[folder]

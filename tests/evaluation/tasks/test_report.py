@@ -205,8 +205,8 @@ def samples_at(folder: Path, age: int, count: int = 8, size: tuple[int, int] = (
 
 
 def test_the_newest_samples_of_the_trainings_size_are_taken(tmp_path: Path) -> None:
-    def newest(script: str = "scripts/sample_fast.py") -> Path:
-        return newest_samples(tmp_path, script, (8, 8))
+    def newest(name: str = "sample_fast") -> Path:
+        return newest_samples(tmp_path, name, (8, 8))
 
     with pytest.raises(UserError, match="has no samples yet"):
         newest()
@@ -222,7 +222,7 @@ def test_the_newest_samples_of_the_trainings_size_are_taken(tmp_path: Path) -> N
     assert newest() == new
     for script, folder in (("make_samples", "samples_of_data"), ("make_scene_samples", "scenes")):
         made = samples_at(tmp_path / folder / "7_100_1.0" / "samples", 1)
-        assert newest(f"scripts/{script}.py") == made
+        assert newest(script) == made
 
 
 def test_samples_are_not_compared_with_images_of_another_size(
