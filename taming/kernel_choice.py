@@ -74,7 +74,8 @@ def _kept(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
     key = f"{machine()}, {task}"
     kept = _read()
     if kept.get(key) not in kernels:
-        choice = _measure(ways(), kernels[0])
+        with torch.inference_mode(False), torch.enable_grad():  # wherever the call comes from
+            choice = _measure(ways(), kernels[0])
         # Beside this process another one may have measured: the one that was first has chosen.
         first = _read()
         kept = first if first.get(key) in kernels else first | {key: choice}

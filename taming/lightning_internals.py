@@ -141,11 +141,8 @@ def end_restart(trainer: pl.Trainer, validated: bool) -> None:
 
 
 def end_loaders(trainer: pl.Trainer) -> None:
-    """End the loader processes of a fit that was broken off.
-
-    Lightning does so for the loop that it was in: within a validation, training's would stay, and
-    the interpreter would wait for them at its end.
-    """
+    """End the loader processes of a fit that was broken off: within a validation, Lightning would
+    leave training's, for which the interpreter would wait at its end."""
     trainer.fit_loop.teardown()
 
 
@@ -280,6 +277,12 @@ def uncounted(trainer: pl.Trainer, optimizer: LightningOptimizer) -> LightningOp
     return LightningOptimizer._to_lightning_optimizer(optimizer.optimizer, trainer.strategy)
 
 
+def count_step(optimizer: LightningOptimizer) -> None:
+    """Count a step that is not taken, as the one that an optimizer's wrapper counts."""
+    optimizer._on_before_step()
+    optimizer._on_after_step()
+
+
 @contextmanager
 def one_scale(trainer: pl.Trainer) -> Iterator[None]:
     """Within it, the scaler of float16 keeps its scale, and follows all steps together at the end.
@@ -308,17 +311,14 @@ def scaler_of(trainer: pl.Trainer) -> GradScaler | None:
 
 
 def clip_gradients(trainer: pl.Trainer, optimizer: Optimizer, value: float, by: str) -> None:
-    """Clip by "norm" or "value", in `on_before_optimizer_step`.
-
-    There Lightning has taken the scale out of the gradients, but for optimizers in one kernel, of
-    which it refuses to clip any: these would take it out themselves, unless they are told.
-    """
+    """Clip by "norm" or "value" where Lightning calls a model to do so, before a step: the scale is
+    out of the gradients, but for optimizers in one kernel, which Lightning refuses to clip. These
+    would take it out themselves, unless they are told."""
     scaler = scaler_of(trainer)
     if scaler is not None and _optimizer_handles_unscaling(optimizer):
         scaler.unscale_(optimizer)
-    clip = trainer.precision_plugin.clip_grad_by_norm
-    if by == "value":
-        clip = trainer.precision_plugin.clip_grad_by_value
+    plugin = trainer.precision_plugin
+    clip = plugin.clip_grad_by_value if by == "value" else plugin.clip_grad_by_norm
     clip(optimizer, value)
 
 

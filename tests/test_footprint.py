@@ -94,3 +94,10 @@ def test_the_table_is_what_the_script_computes(name: str) -> None:
     [path] = [path for path in footprint.configs() if path.stem == name]
     [row] = footprint.rows_of([path])
     assert footprint.table([row]).splitlines()[-1] == documented()[f"`{name}`"]
+
+
+def test_the_text_says_the_measured_shares() -> None:
+    text = " ".join(footprint.DOCUMENT.read_text(encoding="utf-8").split())
+    first, second = (f"{footprint.utilization(kind):.0%}" for kind in footprint.MEASURED)
+    shares = re.search(r"\*\*computed\*\* for (\d+) % \(first stages\) and (\d+) %", text)
+    assert shares is not None and [f"{share}%" for share in shares.groups()] == [first, second]

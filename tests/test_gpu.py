@@ -7,8 +7,10 @@ those of the CPU's tests; reduced precision is asked for where it is meant.
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -16,11 +18,14 @@ import torch
 
 from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
+from taming.checkpoint.shards import has_shards
 from taming.config import instantiate_from_config
+from taming.distributed import disconnect
 from taming.lightning_internals import scaler_of
 from taming.modules.diffusionmodules.layers import fuses
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.gpu_kernels import runs_triton
+from taming.modules.discriminator.vit import ViT
+from taming.modules.gpu_kernels import _works, runs_triton
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.transformer.own_methods import one_pass_logits
 from taming.modules.transformer.token_choice import sample_token
@@ -304,3 +309,98 @@ def test_kernels_of_channels_last_are_as_exact_as_torchs(dtype: torch.dtype) -> 
     theirs, ours = errors.values()
     assert len(ours) > 50 and max(ours) < 2 * max(theirs) + 1e-4
     assert sum(ours) < 1.3 * sum(theirs) + 1e-3
+
+
+# ---------------------------------------------------------------------- runs with validation data
+
+
+def run_with_validation(folder: Path, base: str, *changes: str) -> tuple[set[str], dict[str, Any]]:
+    """The names of what is logged in two steps, and the last checkpoint.
+
+    The first batch of such a run is one of validation, without gradients: what is made, moved or
+    tried in it for the first time is what training uses.
+    """
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
+        patch.chdir(folder)
+        main(
+            ["--base", base, "-t", *GPU, "--max_steps", "2", "--val_check_interval", "2", *changes]
+        )
+        disconnect()
+    [table] = folder.glob("logs/*/csv/*/metrics.csv")
+    rows = list(csv.DictReader(table.open()))
+    [last] = folder.glob("logs/*/checkpoints/last.ckpt")
+    return {name for row in rows for name, value in row.items() if value}, read_checkpoint(last)
+
+
+def test_a_run_with_channels_last_is_by_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its blocks are not compiled, as `compile` would find in another way."""
+    from taming.modules.diffusionmodules import fused
+
+    _works.cache_clear()
+    modes: list[bool] = []
+    own = fused.normalized
+
+    def noted(*arguments: Any) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return own(*arguments)
+
+    monkeypatch.setattr(fused, "normalized", noted)
+    base = write_config(tmp_path, small_vqgan())
+    names, checkpoint = run_with_validation(tmp_path, base, "model.params.channels_last=true")
+    assert {*modes} == {False, True} and modes.count(True) > 20
+    assert "val/rec_loss" in names and checkpoint["global_step"] == 2
+
+
+def dino_options(folder: Path) -> list[str]:
+    torch.save(fill_by_name(ViT(128, 2, 4, 4)).state_dict(), folder / "dino.pth")
+    loss = "model.params.lossconfig.params"
+    params = f"{{path: {folder / 'dino.pth'}, width: 128, layers: [0, 1], size: 8}}"
+    target = "taming.modules.discriminator.dino.DinoDiscriminator"
+    patch = [f"{loss}.disc_ndf=64", f"{loss}.disc_num_layers=3"]  # the defaults
+    return [*patch, f"{loss}.disc_config={{target: {target}, params: {params}}}"]
+
+
+def test_a_run_with_averages_and_a_discriminator_on_frozen_features(tmp_path: Path) -> None:
+    base, use_ema = write_config(tmp_path, small_vqgan()), "model.params.use_ema=true"
+    first = "model.params.lossconfig.params.disc_start=0"
+    options = [*dino_options(tmp_path), use_ema, first]
+    names, checkpoint = run_with_validation(tmp_path, base, *options)
+    assert {"val/rec_loss", "val_ema/rec_loss", "train/disc_loss"} <= names
+    state = checkpoint["state_dict"]
+    assert state["model_ema.num_updates"] == 2
+    weight, average = state["encoder.conv_in.weight"], state["model_ema.encoderconv_inweight"]
+    assert average.isfinite().all() and 0 < (weight - average).abs().max() < 1e-2
+    heads = [name for name in state if "discriminator.heads" in name]
+    assert heads and not any("features" in name for name in state)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about one process
+def test_a_run_in_shards(tmp_path: Path) -> None:
+    base = write_transformer(tmp_path)
+    model = "model.params.{}_config.params.{}".format
+    changes = [model("first_stage", "ckpt_path=null"), model("transformer", "vocab_size=64")]
+    flags = ("--strategy", "fsdp2", "--precision", "bf16-mixed", "--gradient_clip_val", "1")
+    names, checkpoint = run_with_validation(tmp_path, base, *flags, *changes)
+    assert {"val/loss", "train/loss"} <= names and has_shards(checkpoint)
+    assert checkpoint["global_step"] == 2
+
+
+def test_a_transformer_in_one_kernel_is_clipped_in_float16(tmp_path: Path) -> None:
+    """And goes on so from a run that was not."""
+    base = write_transformer(tmp_path)
+    model = "model.params.{}_config.params.{}".format
+    changes = [model("first_stage", "ckpt_path=null"), model("transformer", "vocab_size=64")]
+    flags = ("--precision", "16-mixed", "--gradient_clip_val", "0.1")
+    run_with_validation(tmp_path, base, *flags, *changes)
+    [run] = tmp_path.glob("logs/*")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        main(["-r", str(run), "-t", "--max_steps", "4", "model.params.fused_optimizer=true"])
+    [last] = tmp_path.glob("logs/*/checkpoints/last.ckpt")
+    checkpoint = read_checkpoint(last)
+    assert checkpoint["global_step"] == 4
+    [optimizer] = checkpoint["optimizer_states"]
+    assert all(group["fused"] for group in optimizer["param_groups"])
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +101,13 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMING_KERNEL", "mkl")
     with pytest.raises(UserError, match="takes torch, onednn, packed, triton, not 'mkl'"):
         choose({TORCH: 0.0}, [], "another")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_ways_with_a_backward_pass_are_measured_in_any_mode(mode: Any) -> None:
+    def ways() -> dict[str, Any]:
+        x = torch.ones(3, requires_grad=True)
+        return {TORCH: lambda: time.sleep(0.004), ONEDNN: lambda: x.square().sum().backward()}
+
+    with mode():
+        assert fastest("a task", (TORCH, ONEDNN), ways) == ONEDNN

@@ -342,3 +342,16 @@ PRIVATE = {
 def test_no_other_file_uses_them(path: Path) -> None:
     used = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
     assert path.name == "lightning_internals.py" or not used & PRIVATE
+
+
+def test_validation_in_training_makes_no_tensors_of_inference_mode(tmp_path: Path) -> None:
+    """What is made in the first batch, one of validation, is used in training: weights that are
+    gathered by FSDP2, or moved to a device."""
+    model, seen = build(first_stage_config()), []
+
+    class Modes(pl.Callback):
+        def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append((trainer.sanity_checking, torch.is_inference_mode_enabled()))
+
+    fit(model, {"image": images(4)}, tmp_path, steps=2, callbacks=[Modes()])
+    assert {*seen} == {(True, False), (False, False)}

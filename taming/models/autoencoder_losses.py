@@ -37,7 +37,7 @@ from taming.modules.losses.base import (
 )
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 
-SPLITS = ("train", "val")
+AVERAGED = "val_ema"  # what is logged in validation of the averaged weights
 GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
 
 
@@ -114,7 +114,8 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         or does not say."""
         terms = names_of_terms(self.loss)
         of_codebook = {f"val/{name}" for name in names_of_uses(self.quantize)}
-        return None if terms is None else {f"{s}/{t}" for s in SPLITS for t in terms} | of_codebook
+        splits = ("train", "val", *[AVERAGED] * self.use_ema)
+        return None if terms is None else {f"{s}/{t}" for s in splits for t in terms} | of_codebook
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
         """The loss of a side of the game, which is logged with its terms."""
@@ -164,7 +165,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         self._evaluate(batch, "val")
         if self.use_ema:
             with self.model_ema.swapped_in(self):
-                self._evaluate(batch, "val_ema")
+                self._evaluate(batch, AVERAGED)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides, of one batch."""
@@ -173,7 +174,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
         x = self.images_in(batch)
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
-        if split != "val_ema":
+        if split != AVERAGED:
             height, width = quant.shape[2:]
             self.used_codes.add(counted_indices(self.quantize, indices, (height, width)))
         made = (self.outputs_of(quant), codebook_loss)

@@ -122,7 +122,8 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
 
     @property
     def global_step(self) -> int:
-        """The number of batches before this one, also between the updates of both sides."""
+        """The number of steps before this one, each of a batch or of `accumulate_grad_batches`,
+        also between the updates of both sides."""
         return super().global_step if self._step is None else self._step
 
     def training_step(
@@ -211,13 +212,16 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
     def _backward(
         self, optimizer: LightningOptimizer, loss_of: Callable[[int], Any], side: int
     ) -> None:
-        with self.one_of(optimizer) if self._gives_losses else nullcontext():
+        # A side's loss may reach the other's weights: the autoencoder's goes through the
+        # discriminator, which is to learn by its own loss alone.
+        with self.one_of(optimizer):
             loss = loss_of_step(loss_of(side), name_of_method(self, "training_step"))
             if loss is not None:  # with None, a subclass's step leaves a side out
                 self.manual_backward(loss / self.accumulate_grad_batches)
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
+        """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`, which
+        is the same in all processes: each of them has to ask for its batch."""
         x = super().get_input(batch, k)
         if self.ways.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -225,7 +229,8 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
             return x
         smallest, largest = self.batch_resize_range
         choices = (largest - smallest) // 16 + 1
-        side = smallest + 16 * int(torch.randint(choices, ()))
+        # Processes have random numbers of their own; of one step, all images have one size.
+        side = smallest + 16 * int(same_on_all_ranks(torch.randint(choices, ())))
         if self.global_step <= 4:  # so that a lack of memory shows at once
             side = largest
         same = (side, side) == tuple(x.shape[-2:])

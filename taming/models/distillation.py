@@ -23,8 +23,10 @@ from taming.errors import UserError
 from taming.models.code_sampling import CodeSampling
 from taming.models.first_stage import tensors_of
 from taming.models.stage_identity import describe_condition, describe_first_stage
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.own_methods import logits_of
 from taming.modules.transformer.plain import block_size_of
+from taming.modules.transformer.variants import check_layout
 
 
 class Teacher:
@@ -61,6 +63,11 @@ class Teacher:
                 f"model.params.teacher: block_size of {self.path} is {size}, too small for the "
                 f"{needed} tokens that are read here; name a model of this size"
             )
+        if isinstance(self.transformer, GPT):
+            try:
+                check_layout(self.transformer.config, condition, shape)
+            except UserError as error:
+                raise UserError(f"model.params.teacher: {self.path}: {error}") from None
 
     @torch.no_grad()
     def logits(self, sequence: Tensor, start: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from taming.errors import UserError
-from taming.lightning_internals import clip_gradients, uncounted
+from taming.lightning_internals import count_step, scaler_of, uncounted
 from taming.models.own_hooks import KeptHooks
 from taming.user_code import is_ours, name_of
 
@@ -31,8 +31,8 @@ class ManualSteps(KeptHooks):
             cls.configure_optimizers = _without_turns(own)  # type: ignore[method-assign]
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        """As Lightning's, of which the first one's steps are counted: `global_step` counts batches,
-        also where a subclass steps several optimizers by itself."""
+        """As Lightning's, of which the first one's steps are counted: `global_step` does not count
+        a batch twice where a subclass steps several optimizers by itself."""
         made: Any = super().optimizers(use_pl_optimizer)
         if not (use_pl_optimizer and isinstance(made, list)):
             return made
@@ -54,8 +54,15 @@ class ManualSteps(KeptHooks):
             self.untoggle_optimizer(optimizer)
 
     def update(self, optimizer: Any, batch_idx: int) -> None:
-        """Step an optimizer, empty its gradients, and step its schedules."""
-        self.optimizer_step(self.current_epoch, batch_idx, optimizer, lambda: None)
+        """Step an optimizer, empty its gradients, and step its schedules.
+
+        Where a step has left a side out, in all batches of an update, there are no gradients. That
+        update is counted, and in float16 no more than that: the scaler takes no empty one.
+        """
+        if scaler_of(self.trainer) is None or _has_gradients(optimizer):
+            self.optimizer_step(self.current_epoch, batch_idx, optimizer, lambda: None)
+        else:
+            count_step(optimizer)
         self.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
         self.step_schedules("step", batch_idx, optimizer.optimizer)
 
@@ -99,22 +106,10 @@ class ManualSteps(KeptHooks):
             gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        *former: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by "norm" (also if it is None) or "value", without the scale of float16.
 
-        Both may be given in their order, as in Lightning 1 behind the optimizer's number.
-        """
-        if former:
-            *_, gradient_clip_val, gradient_clip_algorithm = (None, *former)[-3:]
-        if gradient_clip_val:
-            how = gradient_clip_algorithm or "norm"
-            clip_gradients(self.trainer, optimizer, gradient_clip_val, how)
+def _has_gradients(optimizer: LightningOptimizer) -> bool:
+    groups = optimizer.param_groups
+    return any(one.grad is not None for group in groups for one in group["params"])
 
 
 def _without_turns(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,9 @@ from functools import wraps
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.optim import Optimizer
 
+from taming.lightning_internals import clip_gradients
 from taming.user_code import is_ours
 
 Hook = Callable[..., Any]
@@ -43,6 +45,24 @@ class KeptHooks(pl.LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_idx: int = 0
     ) -> None:
         super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        *former: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by "norm" (also if it is None) or "value", without the scale of float16, also for
+        optimizers in one kernel (`fused_optimizer`), which Lightning refuses there.
+
+        Both may be given in their order, as in Lightning 1 behind the optimizer's number.
+        """
+        if former:
+            *_, gradient_clip_val, gradient_clip_algorithm = (None, *former)[-3:]
+        if gradient_clip_val:
+            how = gradient_clip_algorithm or "norm"
+            clip_gradients(self.trainer, optimizer, gradient_clip_val, how)
 
     def lr_scheduler_step(self, scheduler: Any, *former: Any) -> None:
         """Step by the metric, the last argument."""

@@ -38,14 +38,12 @@ class PublishedSteps(KeptHooks):
     """A first stage, of which subclasses may define the step as for the original."""
 
     _gives_one_loss = False  # whether `training_step` is a subclass's, for one optimizer
-    _gives_losses = False  # or one of optimizers in turn, of which each gets the gradients alone
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (step := vars(cls).get("training_step")) is not None:
             cls.training_step = adapted(step)  # type: ignore[method-assign]
             cls._gives_one_loss = gives_one_loss(step)
-            cls._gives_losses = not is_ours(cls) and gives_losses(step)
 
     @property
     def automatic_optimization(self) -> bool:

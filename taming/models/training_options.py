@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
 
 from taming.config_values import FilePath, Fraction
 from taming.errors import UserError
@@ -68,6 +68,24 @@ class SharedWays:
     def of_optimizer(self) -> dict[str, bool]:
         """Arguments for torch's optimizers."""
         return {"fused": True} if self.fused_optimizer else {}
+
+    def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
+        """Have Adam step as it was built, when what a checkpoint says is restored.
+
+        That is how it stepped in the former run, in one kernel or not, and its counts of steps are
+        where that looked for them.
+        """
+        for optimizer in optimizers:
+            if not isinstance(optimizer, Adam | AdamW):
+                continue
+            for group in optimizer.param_groups:
+                fused = bool(optimizer.defaults["fused"])
+                group |= {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter, {})
+                    if isinstance(step := state.get("step"), Tensor):
+                        place = parameter.device if fused or group["capturable"] else "cpu"
+                        state["step"] = step.to(place, torch.float32 if fused else step.dtype)
 
 
 @dataclass(frozen=True)
@@ -160,7 +178,8 @@ class TrainingWays(SharedWays):
         return self.channels_last and runs_triton(device, task="normalization")
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
-        """Lay the states that were resumed out in memory as the parameters are."""
+        """Also lay them out in memory as the parameters are."""
+        super().prepare_states(optimizers)
         for optimizer in optimizers if self.fused_optimizer or self.channels_last else ():
             for parameter, state in optimizer.state.items():
                 for name, value in state.items():

@@ -258,6 +258,9 @@ class TransformerTraining(CodeSampling, KeptHooks):
     def _batch_size(self, batch: Mapping[str, Any]) -> int:
         return len(batch[CACHED if CACHED in batch else self.first_stage_key])
 
+    def on_train_start(self) -> None:
+        self.ways.prepare_states(self.trainer.optimizers)
+
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule, if there is one."""
         groups = (

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 
 class Frozen:
     """A network that is neither trained nor saved, averaged or synchronized with what uses it.
 
-    It is no sub-module therefore. `load` makes it, when it is needed for the first time.
+    It is no sub-module therefore. `load` makes it, when it is needed for the first time, be it in
+    inference mode, whose tensors no later step of training could differentiate through.
     """
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
@@ -20,7 +22,8 @@ class Frozen:
     def prepare(self) -> nn.Module:
         """The network, which is loaded if it was not."""
         if self._network is None:
-            self._network = self._load().eval().requires_grad_(False)
+            with torch.inference_mode(False):
+                self._network = self._load().eval().requires_grad_(False)
         return self._network
 
     def beside(self, x: Tensor) -> nn.Module:
@@ -28,5 +31,6 @@ class Frozen:
         network = self.prepare()
         weight = next(network.parameters())
         if (weight.device, weight.dtype) != (x.device, x.dtype):
-            network.to(x.device, x.dtype)
+            with torch.inference_mode(False):
+                network.to(x.device, x.dtype)
         return network

@@ -48,12 +48,17 @@ def sampling_kernel_of_gpu(weight: Tensor, dtype: torch.dtype, rows: int) -> str
 
 @functools.cache
 def _works(index: int, task: Task) -> bool:
-    """Triton needs a compiler of C, and a GPU that is not too old: a task's kernels tell."""
+    """Triton needs a compiler of C, and a GPU that is not too old: a task's kernels tell.
+
+    They tell so once, with a backward pass, wherever the first call comes from: the first batch of
+    a run is one of validation, without gradients.
+    """
     device = torch.device("cuda", index)
     if torch.cuda.get_device_capability(device) < OLDEST:
         return False
     try:
-        return TRIALS[task](device)
+        with torch.inference_mode(False), torch.enable_grad():
+            return TRIALS[task](device)
     except Exception as error:  # of many kinds: each leaves torch's kernels
         log.warning("%s goes on with torch's kernels, as Triton's do not run: %s", task, error)
         return False

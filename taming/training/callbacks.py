@@ -117,9 +117,10 @@ class ImageLogger(Callback):
     """Writes what the model's `log_images` shows, as PNG files and to the loggers: each kind by
     itself in rows of four, and all of a batch side by side.
 
-    In training every `batch_frequency` batches, and at powers of two before that while
-    `increase_log_steps`; in validation for the first batch; never if `batch_frequency` is 0. At
-    most `max_images` of each kind; `clamp` cuts values to [-1, 1]. None of a model in shards.
+    In training every `batch_frequency` steps, each of a batch or of those that are accumulated, and
+    at powers of two before that while `increase_log_steps`; in validation for the first batch;
+    never if `batch_frequency` is 0. At most `max_images` of each kind; `clamp` cuts values to
+    [-1, 1]. None of a model in shards.
     """
 
     def __init__(
@@ -136,15 +137,19 @@ class ImageLogger(Callback):
         self.increase_log_steps = increase_log_steps
         self.log_steps = [2**n for n in range(batch_frequency.bit_length())]
         self._trainer: pl.Trainer | None = None
+        self._step = 0  # before the batch, of which it may not be the end
         # By the class of a logger: called with (pl_module, images, batch_idx, split), as published.
         self.logger_log_images: dict[type, Callable[..., Any]] = {}
 
     def check_frequency(self, step: int) -> bool:
-        """Whether pictures are due after `step` batches."""
+        """Whether pictures are due after `step` steps."""
         if not self.batch_freq:
             return False
         early = self.increase_log_steps and step in self.log_steps
         return early or step % self.batch_freq == 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -156,7 +161,7 @@ class ImageLogger(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._trainer = trainer
-        if trainer.global_step > 0 and self.check_frequency(trainer.global_step):
+        if trainer.global_step > self._step and self.check_frequency(trainer.global_step):
             self.log_img(pl_module, batch, batch_idx, "train")
 
     def on_validation_batch_end(

@@ -31,8 +31,6 @@ from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.freed_memory import keep_freed_memory
 from taming.limits import check_sizes
-from taming.lr_scheduler import RunSchedule
-from taming.run_length import RunLength, percent
 from taming.training.arguments import parse_arguments
 from taming.training.code_checks import check_codes, match_datasets
 from taming.training.data_module import (
@@ -44,6 +42,7 @@ from taming.training.data_module import (
 from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.hooks import check_model_hooks
+from taming.training.lengths import check_end, warn_of_start
 from taming.training.messages import few, set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.new_options import check_unchanged
@@ -183,20 +182,6 @@ def _check_trainable(config: DictConfig, train: bool) -> None:
         )
 
 
-def _check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
-    """Refuse, before anything is built, what follows the length of a run that has no end."""
-    if options.get("max_epochs") != -1 or (options.get("max_steps") or -1) >= 0:
-        return
-    key = "model.params.lossconfig.params.disc_start"
-    if isinstance(start := percent(OmegaConf.select(config, key)), float):
-        RunLength().steps_of(start, key)
-    for name in ("scheduler_config", "temperature_scheduler_config"):
-        node = OmegaConf.select(config, f"model.params.{name}")
-        rule = instantiate_from_config(node, name, "schedule") if node else None
-        if isinstance(rule, RunSchedule) and rule.follows_run:
-            rule.begin(RunLength(), f"model.params.{name}")
-
-
 def _is_ours(node: Any) -> bool:
     """Whether a config is of a class of this project, of which it is known what it does."""
     target = str(node.get("target")) if isinstance(node, DictConfig) else ""
@@ -211,6 +196,15 @@ def _data_config(config: DictConfig) -> Any:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
     return with_codes(config).data
+
+
+def _built_data(
+    config: DictConfig, options: Mapping[str, Any], train: bool
+) -> pl.LightningDataModule:
+    data = build_data(_data_config(config))
+    if train:  # only now it is known how long an epoch is
+        warn_of_start(config, options, data)
+    return data
 
 
 @command
@@ -234,9 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")
         _check_trainable(config, args.train)
-        _check_end(config, options)
+        check_end(config, options)
         check_strategy(options, config.model.get("target"), run.resume_from)
-        data = build_data(_data_config(config))
+        data = _built_data(config, options, args.train)
         model = instantiate_from_config(_model_config(config, run), "model", "module")
         check_model_hooks("model", model)
         if run.resume_from and args.train:

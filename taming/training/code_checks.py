@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
 from taming.config import plain
-from taming.config_files import as_key, entries
+from taming.config_files import Place, as_key, entries
 from taming.data.codes import SCRIPT, CodeDataset, read_manifest
 from taming.data.from_config import SPLITS
 from taming.data.options import ImageOptions
@@ -98,6 +98,8 @@ def _check_condition(
 
 # What does not decide which images there are, but how they are read.
 _READING = {field.name for field in fields(ImageOptions)} - {"source"}
+# Of these, what decides their size: that of the images that were encoded is the codes'.
+_SIZES = ("size", "crop_size")
 _NONE = "none"  # in sentences: a parameter that is not there
 
 
@@ -108,12 +110,13 @@ def match_datasets(config: DictConfig) -> list[str]:
     config says what it was trained on. Returns that as `key=value`.
 
     Raises:
-        UserError: if it names other images.
+        UserError: if it names other images, or other sizes of them.
     """
     folder = OmegaConf.select(config, "data.params.codes", throw_on_missing=False)
     if folder is None:
         return []
-    params, encoded = config.data.params, read_manifest(Path(folder)).settings.datasets
+    params, settings = config.data.params, read_manifest(Path(folder)).settings
+    encoded = settings.datasets
     named = [split for split in SPLITS if params.get(split)]
     filled: list[str] = []
     for split in named or encoded:
@@ -124,7 +127,7 @@ def match_datasets(config: DictConfig) -> list[str]:
             params[split] = before
             filled.append(f"data.params.{split}={before['target']}")
             continue
-        for key, value, of_codes in _differences(params[split], before):
+        for key, value, of_codes in _differences(params[split], before, settings.protocol):
             if value != "???":
                 raise UserError(
                     f"data.params.{split}.{key} is {value}, and the codes in {folder} are of "
@@ -137,20 +140,40 @@ def match_datasets(config: DictConfig) -> list[str]:
     return filled
 
 
-def _differences(own: DictConfig, encoded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    own: DictConfig, encoded: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
     """Of what decides the images of a dataset and differs: key, value, and that of the codes."""
     plain_values = json.loads(json.dumps(plain(own, allow_missing=True), default=str))
-    values, of_codes = _of_images(plain_values), _of_images(encoded)
-    for key in {**values, **of_codes}:
-        one, other = values.get(key, _NONE), of_codes.get(key, _NONE)
-        if one != other:
-            yield key, one, other
+    values, of_codes = _by_place(plain_values), _by_place(encoded)
+    same_size = _sides(values) == _sides(of_codes) or _are(_sides(values), protocol["size"])
+    left_out = _READING if same_size else _READING - set(_SIZES)
+    for place in {**values, **of_codes}:
+        one, other = values.get(place, _NONE), of_codes.get(place, _NONE)
+        if one != other and not left_out & set(place):
+            yield as_key(place), one, other
 
 
-def _of_images(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the images of a dataset's config, by its key there."""
+def _by_place(dataset: Mapping[str, Any]) -> dict[Place, Any]:
+    """The values of a dataset's config."""
     return {
-        as_key(place): value
+        place: value
         for place, value in entries(dict(dataset))
-        if not isinstance(value, dict | list) and value is not None and not _READING & set(place)
+        if not isinstance(value, dict | list) and value is not None
     }
+
+
+def _sides(values: Mapping[Place, Any]) -> dict[Place, Any]:
+    """The side of the images of a dataset, or of those that it has within, if it says it."""
+    sides: dict[Place, Any] = {}
+    for name in _SIZES:  # the crop's comes last, and holds
+        for place, side in values.items():
+            of_images = place[-1] == name and not _READING & set(place[:-1])
+            if of_images and side not in (0, -1):
+                sides[place[:-1]] = side
+    return sides
+
+
+def _are(sides: Mapping[Place, Any], size: Sequence[int]) -> bool:
+    """Whether all sides, of which there are some, are those of images of a (height, width)."""
+    return bool(sides) and {*sides.values()} == {*size}

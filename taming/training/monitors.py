@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.lightning_internals import names_logged
+from taming.models.autoencoder_losses import AVERAGED
 from taming.training.data_module import splits_of
 from taming.user_code import is_ours
 
@@ -23,6 +24,11 @@ class Monitored(Protocol):
 
 
 _ALWAYS = {"epoch", "step"}
+
+
+def is_of_validation(monitor: str) -> bool:
+    """Whether a logged value is one of validation, be it of averaged weights."""
+    return monitor.startswith(("val/", f"{AVERAGED}/"))
 
 
 @runtime_checkable
@@ -47,7 +53,7 @@ def check_monitors(
     names = model.logged_names() if ours else None  # type: ignore[operator]
     validates = "validation" in splits_of(data)
     for monitor in _monitors(callbacks):
-        if not validates and monitor.startswith("val/"):
+        if not validates and is_of_validation(monitor):
             raise UserError(
                 f"monitor is {monitor}, but nothing is validated: add data.params.validation, or "
                 "leave monitor out"

@@ -22,7 +22,7 @@ _KEPT_BY = {
     r"(.*\.)?(idle|idle\.batches)": "revive_after",
     r"(.*\.)?clusters\.embed_prob": "clustering",
     r"(.*\.)?penalties\.lecam_means": "lecam_weight",
-    r"(.*\.)?start\.known": "disc_start",
+    r"(.*\.)?start\.(known|share_of_known)": "disc_start",
     re.escape(AVERAGES) + ".*": "use_ema",
     r"(.*\.)?perceptual_loss\..*": PERCEPTUAL,
 }
@@ -78,7 +78,9 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module) -> Adapted:
     weights = {_averaged(name): tensor for name, tensor in state.items()}
     begun = {name: weights.get(name, own[name]).clone() for name in new}
     kept = {name: tensor for name, tensor in state.items() if name not in gone}
-    return Adapted({**kept, **begun}, _options(new.values()), _options(gone.values()))
+    there = {_option(name) for name in state}  # of these, a later version may keep more
+    begins = [option for option in new.values() if option not in there]
+    return Adapted({**kept, **begun}, _options(begins), _options(gone.values()))
 
 
 def _averaged(name: str) -> str:

@@ -179,7 +179,9 @@ def trainer_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """The Trainer's arguments with the objects that `strategy` and `sync_batchnorm` stand for."""
     arguments: dict[str, Any] = {**options, "plugins": []}
     if arguments.get("strategy") == FSDP2:
-        arguments["strategy"] = ShardedStrategy()
+        # What is gathered first is kept, and must not be a tensor of inference mode: tests come
+        # without it, as Lightning's validation in training does, and all it does with FSDP1.
+        arguments |= {"strategy": ShardedStrategy(), "inference_mode": False}
     if arguments.pop("sync_batchnorm", False):
         arguments["plugins"].append(SyncedBatchNorm())
     return arguments

@@ -42,7 +42,7 @@ from taming.training.effect import FiniteValidation, TrainsSomething
 from taming.training.first_items import FirstBatches
 from taming.training.hooks import check_hooks
 from taming.training.logged_rows import free_version
-from taming.training.monitors import LoggedNames, Monitored
+from taming.training.monitors import LoggedNames, Monitored, is_of_validation
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
@@ -296,7 +296,7 @@ def _check_monitor(params: dict[str, Any], validates: bool) -> None:
     monitor = params.get("monitor")
     if monitor is None:
         return
-    if str(monitor).startswith("val/") and not validates:
+    if is_of_validation(str(monitor)) and not validates:
         rank_zero_info(f"there is no {monitor} without validation data: keeping the newest epoch")
         params.update(monitor=None, save_top_k=1)
         return

@@ -150,7 +150,9 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
     start, golden, spec = golden_training_model()
     start.accumulate_grad_batches, start.manual_backward = 4, Mock()
-    start._backward(Mock(), lambda side: torch.tensor(2.0 + side), 0)
+    start._trainer = SimpleNamespace(optimizers=[])
+    start._backward(Mock(param_groups=[]), lambda side: torch.tensor(2.0 + side), 0)
+    start._trainer = None
     start.manual_backward.assert_called_once_with(torch.tensor(0.5))  # Adam does not see it
     four = golden["batches"][:4]
     small, large = run(four, 2), run(four.reshape(2, 4, *four.shape[2:]), 1)
@@ -235,6 +237,9 @@ def test_validation_logs_both_sides_and_counts_codes_once(use_ema: bool) -> None
     } <= terms and own <= model.logged_names()
     assert {name.split("/")[0] for name in names} == ({"val", "val_ema"} if use_ema else {"val"})
     assert {name.split("/")[1] for name in names} == terms
+    assert names <= model.logged_names() and use_ema == any(
+        "_ema/" in n for n in model.logged_names()
+    )
     with torch.no_grad():
         indices = model.encode_to_indices(IMAGES.permute(0, 3, 1, 2))
     counts = torch.bincount(indices.flatten(), minlength=12)
@@ -369,6 +374,7 @@ def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(autoencoder_training, "without_gradient_sync", lambda _: nullcontext())
     model, asked = made(VQModel), []
     model._trainer = SimpleNamespace(is_last_batch=True, global_step=5, precision_plugin=None)
+    model._trainer.optimizers = []
     model.manual_backward, model.update = Mock(), Mock()
     first, second = (Mock(param_groups=[]) for _ in range(2))
     model.all_optimizers = lambda: [first, second]

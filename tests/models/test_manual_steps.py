@@ -14,16 +14,20 @@ import pytorch_lightning as pl
 import torch
 
 from taming.errors import UserError
-from taming.models import manual_steps
+from taming.models import own_hooks
 from taming.models.vqgan import VQModel
+from taming.modules.discriminator.model import NLayerDiscriminator
+from taming.modules.losses.base import FirstStageLoss
+from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.training.hooks import check_model_hooks
 from tests.kit.first_stages import assert_equal, batches, made, train
+from tests.kit.models import GAN_LOSS
 from tests.kit.training import tiny_trainer
 
 
 def test_gradients_are_clipped_if_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer, clip = made(VQModel), Mock(), Mock()
-    monkeypatch.setattr(manual_steps, "clip_gradients", clip)
+    monkeypatch.setattr(own_hooks, "clip_gradients", clip)
     model._trainer = SimpleNamespace()
     model.on_before_optimizer_step(optimizer)
     clip.assert_not_called()
@@ -218,3 +222,80 @@ def test_a_step_is_a_batch_for_a_model_that_steps_its_optimizers(tmp_path: Path)
     assert model.trainer.global_step == 3
     for name in ("encoder.conv_in.weight", "loss.discriminator.main.0.weight"):
         assert not torch.equal(after[name], before[name])
+
+
+# ---------------------------------------------------------------------- losses of one's own
+
+
+class OwnSides(FirstStageLoss):
+    """A loss as CONTRIBUTING.md tells, with a discriminator."""
+
+    def __init__(self):
+        super().__init__()
+        self.discriminator = NLayerDiscriminator(3, 8, 1)
+
+    def generator_loss(
+        self, inputs, reconstructions, codebook_loss, global_step, *, last_layer=None, cond=None
+    ):
+        played = self.discriminator(reconstructions).mean()
+        loss = (inputs - reconstructions).abs().mean() + codebook_loss.mean() - played
+        return loss, {"played": played.detach()}
+
+    def discriminator_loss(self, inputs, reconstructions, global_step, *, cond=None):
+        return (self.discriminator(reconstructions) - self.discriminator(inputs)).mean(), {}
+
+
+class Published(torch.nn.Module):
+    """A loss as the original's projects have it: `forward` alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.sides = [OwnSides()]
+        self.discriminator = self.sides[0].discriminator
+
+    def forward(
+        self, codebook_loss, inputs, reconstructions, optimizer_idx, global_step, last_layer, split
+    ):
+        return self.sides[0](codebook_loss, inputs, reconstructions, optimizer_idx)
+
+
+class OwnWeight(VQLPIPSWithDiscriminator):
+    def calculate_adaptive_weight(self, nll_loss, g_loss, last_layer=None):
+        return torch.tensor(0.5)
+
+
+OWN_LOSSES = {
+    OwnSides: {},
+    Published: {},
+    OwnWeight: {**GAN_LOSS["params"], "disc_start": 0},
+    VQLPIPSWithDiscriminator: {**GAN_LOSS["params"], "disc_start": 0},
+}
+
+
+@pytest.mark.parametrize("cls", OWN_LOSSES)
+def test_a_discriminator_learns_by_its_own_loss_alone(cls: Any, tmp_path: Path) -> None:
+    """Also where the autoencoder's loss goes back through its weights, and over two batches."""
+    model = made(VQModel)
+    model.loss, model.accumulate_grad_batches = cls(**OWN_LOSSES[cls]), 2
+    weights, expected, taken = list(model.loss.discriminator.parameters()), [], []
+
+    def note(loss: torch.Tensor, side: int) -> torch.Tensor:
+        if side == 1:
+            expected.append(torch.autograd.grad(loss, weights, retain_graph=True))
+        return loss
+
+    loss_of = model._loss_of
+    model._loss_of = lambda images, side, split: note(loss_of(images, side, split), side)
+
+    class Takes(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.optimizers[1].register_step_pre_hook(
+                lambda *_: taken.append([one.grad.clone() for one in weights])
+            )
+
+    tiny_trainer(tmp_path, max_epochs=1, callbacks=[Takes()]).fit(model, batches(4))
+    assert len(taken) == 2 and len(expected) == 4
+    for step, first, second in zip(taken, expected[::2], expected[1::2], strict=True):
+        for gradient, one, other in zip(step, first, second, strict=True):
+            torch.testing.assert_close(gradient, (one + other) / 2)
+    assert all(one.requires_grad for one in model.parameters())

@@ -68,8 +68,17 @@ def train(folder: Path) -> None:
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     codes = model.eval().encode_to_indices(own.permute(0, 3, 1, 2))
     state = {"steps": gradients.steps, "start": gradients.start, "codes": codes, "logged": logged}
+    state["sides"] = sides_in_training(model.train(), own[:1], number)
     torch.save({**state, "model": model.state_dict()}, folder / f"{number}.pt")
     disconnect()
+
+
+def sides_in_training(model: Any, batch: Tensor, number: int) -> list[int]:
+    """Of batches in training, of a process whose random numbers are its own."""
+    torch.manual_seed(number)
+    model.batch_resize_range, model._step = (16, 96), 9
+    resized = [model.get_input({"image": batch}, "image") for _ in range(8)]
+    return [one.shape[2] for one in resized]
 
 
 # ---------------------------------------------------------------------- as one process
@@ -158,6 +167,11 @@ def test_two_processes_play_one_game(results: list[dict[str, Any]]) -> None:
         assert max(gradient.abs().max() for gradient in ours) > 0
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
+
+
+def test_images_of_a_step_have_one_size_in_all_processes(results: list[dict[str, Any]]) -> None:
+    first, second = (result["sides"] for result in results)
+    assert first == second and len(set(first)) > 2
 
 
 def test_the_codes_of_all_processes_are_counted(results: list[dict[str, Any]]) -> None:

@@ -17,8 +17,14 @@ from taming.errors import UserError
 from taming.models.run_length import run_length
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.run_length import RunLength
-from tests.kit.first_stages import IMAGES, batches
-from tests.kit.models import GAN_LOSS, ddconfig, first_stage_config
+from tests.kit.first_stages import IMAGES, batches, loader
+from tests.kit.models import (
+    GAN_LOSS,
+    ddconfig,
+    first_stage_config,
+    tiny_model,
+    transformer_config,
+)
 from tests.kit.training import tiny_trainer
 
 STYLE = "taming.modules.discriminator.stylegan2.StyleGAN2Discriminator"
@@ -182,7 +188,8 @@ class Norms(pl.Callback):
             optimizer.register_step_post_hook(self.note)
 
     def note(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        squares = [p.grad.float().square().sum() for p in optimizer.param_groups[0]["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        squares = [p.grad.float().square().sum() for p in parameters if p.grad is not None]
         self.norms.append(float(torch.stack(squares).sum().sqrt()))
 
 
@@ -197,6 +204,48 @@ def test_gradients_are_clipped_without_their_scale(
     assert len(norms.norms) == 4 and max(norms.norms) == pytest.approx(0.25, rel=1e-3)
     if scaler is not None:
         assert scaler.events == ["unscaled", "step", "unscaled", "step", "update"] * 2
+
+
+class LeavesOut(VQModel):
+    """A step that gives the loss of one side after the other, as for the original."""
+
+    left_out = 0
+
+    def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:  # type: ignore[override]
+        if optimizer_idx == self.left_out:
+            return None
+        return super().training_step(batch, batch_idx, optimizer_idx)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_side_may_be_left_out_in_float16(tmp_path: Path, side: int, fused: bool) -> None:
+    """The scaler takes no step without gradients, and the batch counts all the same."""
+    torch.manual_seed(0)
+    model, scaler = LeavesOut(**first_stage_config(fused_optimizer=fused)["params"]), Scaler()
+    model.left_out, model.gradient_clip_val = side, 0.25
+    trainer = in_half(tmp_path, scaler, max_steps=2)
+    parts = (model.encoder.conv_in.weight, model.discriminator.main[0].weight)
+    before = [weight.detach().clone() for weight in parts]
+    trainer.fit(model, batches(2))
+    assert trainer.global_step == 2 and scaler.events == ["unscaled", "step", "update"] * 2
+    moved = [not torch.equal(*pair) for pair in zip(parts, before, strict=True)]
+    assert moved == [side == 1, side == 0]
+    scaler.events.clear()
+    model.left_out = -1
+    in_half(tmp_path, scaler, max_steps=1).fit(model, batches(1))
+    assert scaler.events == ["unscaled", "step", "unscaled", "step", "update"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_transformer_is_clipped_without_its_scale(tmp_path: Path, fused: bool) -> None:
+    torch.manual_seed(0)
+    model, scaler, norms = tiny_model(transformer_config(fused_optimizer=fused)), Scaler(), Norms()
+    trainer = in_half(tmp_path, scaler, max_steps=2, callbacks=[norms], gradient_clip_val=0.1)
+    codes = torch.arange(16).view(1, 4, 4)
+    trainer.fit(model, loader({"codes": codes, "condition_codes": torch.zeros(1, 1).long()}, 2))
+    assert len(norms.norms) == 2 and max(norms.norms) == pytest.approx(0.1, rel=1e-3)
+    assert scaler.events == ["unscaled", "step", "update"] * 2
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,24 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taming.models import training_options
-from taming.models.training_options import TrainingWays
+from taming.models.training_options import SharedWays, TrainingWays
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.modules.diffusionmodules.model import Level, Middle
-from tests.kit.models import GAN_LOSS, cosine_config, ddconfig, first_stage_config
-from tests.kit.training import fit, noted_compilations
+from tests.kit.first_stages import loader
+from tests.kit.models import (
+    GAN_LOSS,
+    cosine_config,
+    ddconfig,
+    first_stage_config,
+    tiny_model,
+    transformer_config,
+)
+from tests.kit.training import fit, noted_compilations, tiny_trainer
 
 IMAGES = torch.rand(8, 16, 16, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
@@ -224,7 +235,7 @@ def test_compiled_training_follows_the_plain_one(tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected[0][name], rtol=1e-3, atol=1e-4)
 
 
-def test_adam_in_one_kernel_goes_on_from_states_of_another_layout(tmp_path: Path) -> None:
+def test_adam_in_one_kernel_trains_alike(tmp_path: Path) -> None:
     model = make(fused_optimizer=True, channels_last=True)
     for one, fused in ((model, True), (make(), None)):
         for optimizer in one.configure_optimizers()[0]:
@@ -233,19 +244,66 @@ def test_adam_in_one_kernel_goes_on_from_states_of_another_layout(tmp_path: Path
     torch.testing.assert_close(
         rows[2]["train/aeloss"], trained(make(), tmp_path)[2]["train/aeloss"], rtol=0.05, atol=0
     )
-    parameter = nn.Parameter(torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last))
-    optimizer = torch.optim.Adam([parameter], fused=True)
-    first = torch.rand(4, 3, 2, 2)
-    optimizer.state[parameter] = {
-        "step": torch.tensor(1.0),
-        "exp_avg": first,
-        "exp_avg_sq": torch.rand(4, 3, 2, 2),
-    }
-    TrainingWays(fused_optimizer=True).prepare_states([optimizer])
-    averages = optimizer.state[parameter]["exp_avg"]
-    assert averages.stride() == parameter.stride() and torch.equal(averages, first)
-    parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+
+
+CODES = {"codes": torch.arange(16).view(1, 4, 4), "condition_codes": torch.zeros(1, 1).long()}
+BATCHES = {"first stage": {"image": IMAGES[:2]}, "transformer": CODES}
+
+
+def of_kind(kind: str, **options: Any) -> Any:
+    if kind == "transformer":
+        return tiny_model(transformer_config(**options))
+    return make(channels_last=bool(options), **options)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["fp32", "scaled"])
+@pytest.mark.parametrize("fused", [True, False], ids=["on", "off"])
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_run_that_goes_on_steps_as_its_config_says(
+    kind: str, fused: bool, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as its checkpoint says, with averages in another layout and steps on another device."""
+
+    def trainer(steps: int) -> pl.Trainer:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        off = torch.autocast("cpu", enabled=False)
+        plugin.autocast_context_manager = lambda: off  # type: ignore[method-assign]
+        return tiny_trainer(tmp_path, max_steps=steps, plugins=[plugin] if scaled else None)
+
+    options: dict[str, Any] = {"fused_optimizer": True}
+    before, after = (
+        of_kind(kind, **{} if fused else options),
+        of_kind(kind, **options if fused else {}),
+    )
+    before.learning_rate = after.learning_rate = 1e-3
+    first, second = trainer(1), trainer(3)
+    first.fit(before, loader(BATCHES[kind], 1))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    adam, calls = importlib.import_module("torch.optim.adam"), []
+    kernel = adam._fused_adam
+    monkeypatch.setattr(adam, "_fused_adam", lambda *a, **k: (calls.append(1), kernel(*a, **k)))
+    second.fit(after, loader(BATCHES[kind], 4), ckpt_path=tmp_path / "last.ckpt")
+    assert second.global_step == 3 and bool(calls) is fused
+    for optimizer in second.optimizers:
+        states = optimizer.state.values()
+        assert states and {float(state["step"]) for state in states} == {3}
+        for parameter, state in optimizer.state.items():
+            assert not fused or state["exp_avg"].stride() == parameter.stride()
+
+
+def test_counts_of_steps_are_where_the_kernel_looks_for_them() -> None:
+    """On the device in one kernel, else in the memory of the processor; here without a GPU."""
+    with FakeTensorMode():
+        parameter = nn.Parameter(torch.zeros(2, device="cuda"))
+        for fused, device in ((True, "cuda"), (None, "cpu"), (True, "cuda")):
+            optimizer = torch.optim.AdamW([parameter], fused=None)
+            optimizer.defaults["fused"] = fused
+            other = torch.device("cpu" if fused else "cuda")
+            optimizer.state[parameter] = {"step": torch.tensor(1.0, device=other)}
+            SharedWays().prepare_states([optimizer])
+            assert optimizer.state[parameter]["step"].device.type == device
+            assert optimizer.param_groups[0]["fused"] is fused
 
 
 def test_every_first_stage_has_the_options() -> None:

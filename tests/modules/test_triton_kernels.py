@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -114,3 +115,23 @@ def test_where_triton_does_not_run_torch_does(
     assert runs_triton(gpu) and not runs_triton(gpu, task="normalization")
     monkeypatch.setenv("TAMING_KERNEL", TORCH)
     assert not runs_triton(gpu)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_kernels_are_tried_with_their_backward_pass_in_any_mode(
+    mode: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first batch of a run is one of validation: what it finds is kept for training."""
+    from taming.modules.diffusionmodules import fused
+
+    def stand_in(x: Any, bias: None, gain: Any, shift: Any, settings: Any) -> Any:
+        return F.group_norm(x, settings.groups, gain, shift, settings.epsilon), x
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(fused, "normalized", stand_in)
+    on_cpu = functools.partial(gpu_kernels._try_normalization, torch.device("cpu"))
+    monkeypatch.setitem(gpu_kernels.TRIALS, "normalization", lambda _: on_cpu())
+    gpu_kernels._works.cache_clear()
+    with mode():
+        assert gpu_kernels._works(0, "normalization"), caplog.text
+    gpu_kernels._works.cache_clear()

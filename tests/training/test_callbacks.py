@@ -57,6 +57,25 @@ def test_pictures_follow_training_steps_and_begin_a_validation(
     assert calls[2:] == [(0, "val")]
 
 
+def test_pictures_are_made_once_a_step_of_several_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callback, calls = ImageLogger(batch_frequency=2, max_images=1, increase_log_steps=False), []
+    monkeypatch.setattr(callback, "log_img", lambda *args: calls.append(args[2]))
+    trainer: Any = SimpleNamespace(global_step=0, sanity_checking=False)
+    model: Any = None
+    for batch in range(12):  # three make a step
+        callback.on_train_batch_start(trainer, model, {}, batch)
+        trainer.global_step += batch % 3 == 2
+        callback.on_train_batch_end(trainer, model, None, {}, batch)
+    assert calls == [5, 11]
+    resumed = ImageLogger(batch_frequency=2, max_images=1)
+    monkeypatch.setattr(resumed, "log_img", lambda *args: calls.append(args[2]))
+    resumed.on_train_batch_start(trainer, model, {}, 12)
+    resumed.on_train_batch_end(trainer, model, None, {}, 12)  # the step's are there
+    assert calls == [5, 11]
+
+
 class Shows(pl.LightningModule):
     """A model of somebody else's, which shows the images that it is given."""
 

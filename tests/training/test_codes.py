@@ -205,3 +205,26 @@ def test_first_stages_do_not_train_on_codes(home: Path) -> None:
     base = write_config(Path(), small_vqgan())
     with pytest.raises(UserError, match="codes are for transformers, and this model reads images"):
         main(["--base", base, "-t", f"data.params.codes={home / 'codes'}"])
+
+
+def test_codes_of_images_of_another_size_are_refused(home: Path) -> None:
+    config = load_config([home / "transformer.yaml"], [f"data.params.codes={changed(home)}"])
+    path = Path("changed/manifest.json")
+    content = json.loads(path.read_text())
+    content["datasets"]["train"]["params"] |= {"size": 24, "crop_size": 16}
+    path.write_text(json.dumps(content))
+    params = config.data.params.train.params
+    for sides in ({"size": 24, "crop_size": 16}, {"size": 16}, {"size": 16, "crop_size": -1}):
+        config.data.params.train.params = {**params, **sides}
+        assert match_datasets(config) == []  # the images are 16 x 16
+    for sides, message in (
+        ({"size": 256}, "train.params.size is 256, and the codes in changed are of 24: encode"),
+        ({"size": 24, "crop_size": 8}, "train.params.crop_size is 8, and the codes .* of 16"),
+        ({}, "train.params.size is none, and the codes in changed are of 24"),
+    ):
+        config.data.params.train.params = {**params, **sides}
+        with pytest.raises(UserError, match=message):
+            match_datasets(config)
+    key = "data.params.train.params"
+    config.data.params.train.params = {**params, "size": "???", "crop_size": "???"}
+    assert match_datasets(config) == [f"{key}.size=24", f"{key}.crop_size=16"]

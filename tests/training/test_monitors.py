@@ -50,6 +50,8 @@ def test_names_are_compared_with_what_is_logged(watching: Any) -> None:
     for model in (Model(), Foreign()):
         with pytest.raises(UserError, match="monitor is val/loss, but nothing is validated"):
             check(watching(monitor="val/loss"), model, "train")
+        with pytest.raises(UserError, match="monitor is val_ema/loss, but nothing is validated"):
+            check(watching(monitor="val_ema/loss"), model, "train")
     check(ModelCheckpoint(monitor=None), Model(), "train")
 
 

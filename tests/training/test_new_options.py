@@ -66,8 +66,7 @@ def test_dead_codes_are_revived_from_now_on(
     state = go_on("revive_after=2")
     line = "last.ckpt has nothing of revive_after yet, which begins now"
     assert caplog.text.count(line) == 1
-    # GAN_LOSS has two optimizers, whose steps both count.
-    assert state["quantize.idle.batches"].max() == 2
+    assert state["quantize.idle.batches"].max() == 2  # of the two batches since
     caplog.clear()
     go_on(steps=6)
     assert "revive_after yet" not in caplog.text
@@ -79,9 +78,9 @@ def test_averages_begin_at_the_weights(tmp_path: Path, caplog: pytest.LogCapture
     begin(tmp_path)
     before = read_checkpoint(RUN / "checkpoints/last.ckpt")["state_dict"]
     before = {name: tensor.clone() for name, tensor in before.items()}
-    after = go_on("use_ema=true", steps=4)  # one update of the autoencoder
+    after = go_on("use_ema=true", steps=4)
     assert "last.ckpt has nothing of use_ema yet" in caplog.text
-    assert after["model_ema.num_updates"] > 0
+    assert after["model_ema.num_updates"] == 2
     name, average = "encoder.conv_in.weight", "model_ema.encoderconv_inweight"
     moved = (after[name] - before[name]).abs().max()
     assert 0 < (after[average] - before[name]).abs().max() <= moved
@@ -89,13 +88,20 @@ def test_averages_begin_at_the_weights(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_penalties_and_shares_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     begin(tmp_path)
     loss = "lossconfig.params."
     state = go_on(f"{loss}lecam_weight=0.1", f"{loss}disc_start=0.5")
     assert state["loss.penalties.lecam_means"].abs().sum() > 0
     assert state["loss.start.known"] == 2  # half of four steps
     assert "has nothing of disc_start and lecam_weight yet" in caplog.text
-    state = go_on(f"{loss}lecam_weight=0.0", f"{loss}disc_start=0", steps=6)
+    counts = "the discriminator counts from step {} (epoch {}) on, {} of the run"
+    assert counts.format(2, 0, "after 0.5") in caplog.text
+    assert go_on(steps=8)["loss.start.known"] == 2  # a longer run keeps it
+    assert counts.format(2, 0, "which was 0.5") + " when that was set" in caplog.text
+    state = go_on(f"{loss}disc_start=0.9", steps=10)
+    assert state["loss.start.known"] == 9 and counts.format(9, 2, "after 0.9") in caplog.text
+    state = go_on(f"{loss}lecam_weight=0.0", f"{loss}disc_start=0", steps=11)
     assert not {"loss.penalties.lecam_means", "loss.start.known"} & state.keys()
     assert "what disc_start and lecam_weight kept in" in caplog.text
 
@@ -191,3 +197,21 @@ def test_checkpoints_are_written_and_read_by_our_own(tmp_path: Path) -> None:
     files.save_checkpoint({"state_dict": state, "a": 1}, path)
     content = files.load_checkpoint(path, weights_only=False)
     assert content["a"] == 1 and content["state_dict"].keys() == model.state_dict().keys()
+
+
+def test_how_the_optimizers_step_may_change(tmp_path: Path) -> None:
+    """The checkpoint says how they did, and the config how they do now."""
+    begin(tmp_path)
+    for change, steps, fused in (("true", 4, True), ("false", 6, None)):
+        go_on(f"fused_optimizer={change}", steps=steps)
+        for optimizer in read_checkpoint(RUN / "checkpoints/last.ckpt")["optimizer_states"]:
+            assert [group["fused"] for group in optimizer["param_groups"]] == [fused]
+            assert {float(one["step"]) for one in optimizer["state"].values()} == {steps}
+
+
+def test_what_former_versions_did_not_keep_is_no_new_option() -> None:
+    loss = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0.3}}
+    model = build(first_stage_config(lossconfig=loss))
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith("share_of_known")}
+    fitting = adapted(state, model)
+    assert not fitting.new and fitting.state.keys() == model.state_dict().keys()

@@ -39,13 +39,15 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
 
 TIME = {run_folder._TIME_VARIABLE: "t"}
 SHARDED = (*TWO_DEVICES, "--strategy", "fsdp2")
-HOW = ("--accumulate_grad_batches", "2", "--gradient_clip_val", "0.1", "--no-test")
+HOW = ("--accumulate_grad_batches", "2", "--gradient_clip_val", "0.1")
 ALONE = ("--accelerator", "cpu", "--devices", "1", "--strategy", "auto")
 
 
 def config_of(model: dict[str, Any]) -> dict[str, Any]:
-    train = {"target": NOISE, "params": {"length": 32, "size": 8}}
-    data = {"batch_size": 2, "num_workers": 0, "train": train}
+    splits = {"train": 32, "validation": 4, "test": 4}
+    data: dict[str, Any] = {"batch_size": 2, "num_workers": 0}
+    for split, length in splits.items():
+        data[split] = {"target": NOISE, "params": {"length": length, "size": 8}}
     return {
         "model": {"base_learning_rate": 1e-4, **model},
         "data": {"target": "main.DataModuleFromConfig", "params": data},
@@ -161,7 +163,7 @@ def test_the_trainer_gets_what_the_words_stand_for() -> None:
     arguments = trainer_arguments({"strategy": "fsdp2", "sync_batchnorm": True, "max_steps": 3})
     assert isinstance(arguments.pop("strategy"), ShardedStrategy)
     assert [type(one) for one in arguments.pop("plugins")] == [SyncedBatchNorm]
-    assert arguments == {"max_steps": 3}
+    assert arguments == {"max_steps": 3, "inference_mode": False}  # of tests, too
     plain = {"strategy": "ddp", "sync_batchnorm": False}
     assert trainer_arguments(plain) == {"strategy": "ddp", "plugins": []}
 

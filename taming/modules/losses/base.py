@@ -52,8 +52,10 @@ class FirstStageLoss(nn.Module):
     """Loss of an autoencoder and, if there is one, of its discriminator.
 
     Every loss comes with its terms: scalars by the name under which they are logged, without
-    gradients. Images are [B, C, H, W]; `global_step` counts batches. If a sub-module is named
-    `discriminator`, it is trained by `discriminator_loss` and an optimizer of its own.
+    gradients. Images are [B, C, H, W]; `global_step` counts steps: batches, or
+    with `accumulate_grad_batches` the updates by so many of them. If a sub-module is named
+    `discriminator`, it is trained by `discriminator_loss` and an optimizer of its own, which gets
+    no gradient from `generator_loss`.
 
     Attributes:
         generator_terms, discriminator_terms: the names of these terms, by which `monitor` is

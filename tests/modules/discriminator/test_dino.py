@@ -119,3 +119,15 @@ def test_what_does_not_fit_is_said_before_training(
 def test_channels_it_has_no_features_of() -> None:
     with pytest.raises(UserError, match="input_nc is 2"):
         make("x", input_nc=2)
+
+
+def test_a_first_pass_in_inference_mode_spoils_no_later_one(file: Path) -> None:
+    """Neither what it loads nor what it moves, here to another precision."""
+    x = torch.randn(2, 3, 8, 8)
+    for first in (x, x.double()):
+        discriminator = make(file)
+        with torch.inference_mode():
+            discriminator.features.beside(first)
+        images = x.clone().requires_grad_()
+        discriminator(images).sum().backward()
+        assert images.grad is not None and images.grad.abs().sum() > 0

@@ -95,5 +95,7 @@ def test_state_is_there_only_where_it_is_needed() -> None:
     names = set(loss_with().state_dict())
     assert not any("penalties" in name or "start" in name for name in names)
     assert set(loss_with(lecam_weight=1.0).state_dict()) - names == {"penalties.lecam_means"}
-    assert set(loss_with(disc_start=0.5).state_dict()) - names == {"start.known"}
+    assert set(loss_with(disc_start=0.5).state_dict()) - names == {
+        *("start.known", "start.share_of_known")
+    }
     assert isinstance(loss_with().discriminator, nn.Module)

@@ -46,12 +46,56 @@ def test_a_share_needs_an_end() -> None:
         DiscriminatorStart(0.1).begin(RunLength(), 0)
 
 
+def gone_on(share: float, run: RunLength, kept: dict[str, torch.Tensor]) -> tuple[int, str]:
+    """The step, and what is said, of a run that goes on from step 100."""
+    start = DiscriminatorStart(share)
+    start.load_state_dict(kept)
+    (line,) = start.begin(run, global_step=100)
+    assert int(start.known) == start.step
+    return start.step, line
+
+
 def test_a_run_that_goes_on_keeps_the_step_and_a_new_one_does_not() -> None:
-    start, longer = DiscriminatorStart(0.1), DiscriminatorStart(0.1)
+    start, longer = DiscriminatorStart(0.1), RunLength(20_000)
     start.begin(RUN, 0)
-    longer.load_state_dict(start.state_dict())
-    assert longer.step == 20
-    longer.begin(RunLength(20_000), global_step=200)
-    assert longer.step == 20 and torch.equal(longer.known, torch.tensor(20))
-    longer.begin(RunLength(20_000), global_step=0)
-    assert longer.step == 2000
+    kept = start.state_dict()
+    said = "the discriminator counts from step 20{} on, {}"
+    assert gone_on(0.1, RUN, kept) == (20, said.format(" (epoch 2)", "after 0.1 of the run"))
+    was = "which was 0.1 of the run when that was set"
+    assert gone_on(0.1, longer, kept) == (20, said.format("", was))
+    assert gone_on(0.1, RunLength(), kept) == (20, said.format("", was))
+    (line,) = start.begin(longer, global_step=0)
+    assert start.step == 2000 and line.endswith("after 0.1 of the run")
+
+
+def test_another_share_counts_when_a_run_goes_on() -> None:
+    start = DiscriminatorStart(0.3)
+    start.begin(RUN, 0)
+    step, line = gone_on(0.5, RUN, start.state_dict())
+    assert step == 100 and line.endswith("from step 100 (epoch 12) on, after 0.5 of the run")
+
+
+def test_checkpoints_of_former_versions_keep_their_step() -> None:
+    step, line = gone_on(0.1, RunLength(20_000), {"known": torch.tensor(20)})
+    assert step == 20 and "which was 0.1 of the run" in line
+
+
+def test_a_shorter_run_may_end_before_the_step_that_it_keeps() -> None:
+    start = DiscriminatorStart(0.9)
+    start.begin(RUN, 0)
+    step, line = gone_on(0.9, RunLength(150), start.state_dict())
+    assert step == 180 and line.startswith("disc_start is 180, which was 0.9 of the run when that")
+    assert "the run has 150 steps: it trains without" in line and "0.3" not in line
+
+
+def test_when_the_autoencoder_begins_to_play_is_said() -> None:
+    (line,) = DiscriminatorStart(7, warmup_steps=13).begin(RUN, 0)
+    assert line == (
+        "the discriminator counts from step 7 (epoch 0) on; the autoencoder's loss has it from "
+        "step 20 (epoch 2) on"
+    )
+    (line,) = DiscriminatorStart(7, warmup_steps=193).begin(RUN, 0)
+    assert (
+        "disc_warmup_steps: 193" in line and "from step 200 on, and the run has 200 steps" in line
+    )
+    assert DiscriminatorStart(7, warmup_steps=192).beyond(RUN) is None

@@ -1,0 +1,91 @@
+"""What is said of a run's length before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from taming.run_length import RunLength
+from taming.training.cli import main as main_command
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.lengths import planned, warn_of_start
+from tests.kit.models import GAN_LOSS
+from tests.kit.training import small_vqgan, write_config
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ({"max_steps": 7}, RunLength(7, 5)),
+        ({"max_steps": -1}, RunLength(5000, 5)),  # a thousand epochs, as Lightning has it
+        ({"max_epochs": 2}, RunLength(10, 5)),
+        ({"max_epochs": 2, "max_steps": 7}, RunLength(7, 5)),
+        ({"max_epochs": -1}, RunLength(None, 5)),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, RunLength(6, 3)),
+        ({"max_epochs": 2, "limit_train_batches": 3}, RunLength(6, 3)),
+        ({"max_epochs": 2, "limit_train_batches": 0.5}, RunLength(4, 2)),
+    ],
+)
+def test_the_length_by_options(options: dict[str, Any], length: RunLength) -> None:
+    assert planned(options, 5) == length
+
+
+def test_without_a_number_of_batches_steps_alone_are_known() -> None:
+    assert planned({"max_epochs": 2}, None) == RunLength()
+    assert planned({"max_epochs": 2, "max_steps": 3}, None) == RunLength(3)
+
+
+def config_with(**params: Any) -> DictConfig:
+    loss = {**GAN_LOSS, "params": {**GAN_LOSS["params"], **params}}
+    return OmegaConf.create({"model": {"params": {"lossconfig": loss}}})
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "line"),
+    [
+        ({"disc_start": 10}, {}, "disc_start is 10, but the run has 10 steps: it trains without"),
+        ({"disc_start": 9}, {}, ""),
+        ({"disc_start": 9}, {"devices": [0, 1]}, "but the run has 6 steps"),
+        ({"disc_start": 9}, {"devices": "auto"}, ""),  # nobody knows
+        ({"disc_start": 10, "disc_factor": 0.0}, {}, ""),
+        ({"disc_start": 10}, {"fast_dev_run": 1}, ""),
+        ({"disc_start": "90%"}, {}, ""),
+        ({"disc_start": "90%", "disc_warmup_steps": 1}, {}, "disc_warmup_steps: 1 the"),
+        (
+            {"disc_start": 0, "disc_warmup_steps": 10},
+            {},
+            "from step 10 on, and the run has 10",
+        ),
+    ],
+)
+def test_a_game_that_never_begins_is_said(
+    params: dict[str, Any], options: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": range(10)}
+    warn_of_start(config_with(**params), {"max_epochs": 2, "devices": 1, **options}, data)
+    assert bool(caplog.text) is bool(line) and line in caplog.text
+
+
+def test_losses_of_ones_own_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    config, data = config_with(disc_start=10), DataModuleFromConfig(2, num_workers=0)
+    config.model.params.lossconfig.target = "own.loss.Loss"
+    warn_of_start(config, {"max_steps": 1, "devices": 1}, data)
+    warn_of_start(OmegaConf.create({"model": {}}), {"max_steps": 1, "devices": 1}, data)
+    assert not caplog.text
+
+
+def test_it_is_said_before_the_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = write_config(tmp_path, small_vqgan())
+    built = "taming.training.cli.instantiate_from_config"
+    monkeypatch.setattr(built, lambda *_: pytest.fail(caplog.text or "nothing said"))
+    with pytest.raises(pytest.fail.Exception, match="disc_start is 1, but the run has 1 steps"):
+        main(["--base", base, "-t", "--max_steps", "1"])
