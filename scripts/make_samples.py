@@ -28,10 +28,11 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.engine import rounds_by_batch
+from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items
+from taming.sampling.sizes import trained_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling, settings = own.sampling, own.sampling.settings
     model, run, step, dtype = own.data.load(arguments)
+    check_settings(model, settings, trained_shape(model))  # other sizes allow no more
     dataset = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k_name}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "samples_of_data") / name

@@ -32,11 +32,11 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.engine import rounds_by_batch
+from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.estimate import announced
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
-from taming.sampling.sizes import tokens_for
+from taming.sampling.sizes import tokens_for, trained_shape
 from taming.words import counted
 
 Layout = tuple[Scene, Tensor | None]
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling, settings, (height, width) = own.sampling, own.sampling.settings, own.size
     model, run, step, dtype = own.data.load(arguments)
     shape = tokens_for(model, own.size)
+    check_settings(model, settings, shape or trained_shape(model))  # before anything is written
     seeded = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k_name}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "scenes") / name

@@ -17,7 +17,7 @@ import taming
 from taming.checkpoint import save_atomic
 from taming.checkpoint.hub import params_from_diffusers
 from taming.errors import UserError
-from taming.export.diffusers import to_diffusers
+from taming.export.diffusers import from_diffusers, to_diffusers
 from taming.export.weights import save_weights
 from taming.pretrained import published_models
 from taming.trust import trusting
@@ -105,7 +105,6 @@ def test_other_folders_of_hubs_are_refused() -> None:
         ({"_class_name": "AutoencoderKL"}, "config.json is of AutoencoderKL, not of a VQModel"),
         ({"_class_name": "VQModel"}, "config.json is no complete config of a VQModel"),
         ({"_class_name": "VQModel", "norm_type": "spatial"}, "only group normalization"),
-        ({"_class_name": "VQModel", "norm_num_groups": 16}, "only group normalization"),
         ([1], "config.json cannot be read as a model's config"),
         ({"model": {"target": "evil.Model"}}, "evil.Model is not trusted"),
     ):
@@ -130,6 +129,18 @@ def test_what_diffusers_says_of_a_model() -> None:
     ddconfig |= {"ch": 64, "ch_mult": [1, 1, 4], "num_res_blocks": 4, "attn_resolutions": [24]}
     assert params == {"n_embed": 99, "embed_dim": 5, "ddconfig": {**ddconfig, "dropout": 0.0}}
     assert params_from_diffusers(config | {"vq_embed_dim": 7}, Path("x"))["embed_dim"] == 7
+    grouped = params_from_diffusers(config | {"norm_num_groups": 8}, Path("x"))
+    assert grouped["ddconfig"] == {**ddconfig, "dropout": 0.0, "norm_groups": 8}
+
+
+def test_other_groups_of_normalization_go_out_to_diffusers_and_come_back(tmp_path: Path) -> None:
+    network = {**first_stage_config()["params"]["ddconfig"], "norm_groups": 8}
+    model = build(first_stage_config(ddconfig=network, lossconfig=None)).eval()
+    to_diffusers(model, network, tmp_path / "out")
+    x = images(2).permute(0, 3, 1, 2)
+    from_diffusers(tmp_path / "out", tmp_path / "run")
+    for place in ("out", "run"):
+        assert torch.equal(taming.load(tmp_path / place)(x)[0], model(x)[0])
 
 
 def test_averages_parts_and_prefixes(caplog: pytest.LogCaptureFixture) -> None:

@@ -52,6 +52,7 @@ _TELLING = {
     "blocks.0.attn.query_gain": 1,
     "class_emb.weight": 2,
     "ln_f.bias": 1,
+    "target_emb": 3,
 }
 
 _CONFIG_PATHS = {
@@ -165,11 +166,22 @@ def _variants(tensors: Tensors, stage: str) -> dict[str, str]:
     }
     if not classes:  # else normalizations have no parameters
         options["norm"] = "layer" if "ln_f.bias" in shapes else "rms"
+    options["target_positions"] = "true" if "target_emb" in shapes else "false"
     if "blocks.0.attn.mask" in shapes:
-        size, learned = shapes["blocks.0.attn.mask"][-1], shapes["pos_emb"][1]
-        codes = size + 1 - learned
-        options["rope_grid"] = "null" if learned == size else f"one of {codes} codes"
+        turned = _turned(shapes, tensors[f"{stage}blocks.0.attn.mask"])
+        options["rope_grid"] = f"one of {turned} codes" if turned else "null"
     return options
+
+
+def _turned(shapes: Mapping[str, Sequence[int]], mask: Tensor) -> int:
+    """How many codes of a GPT have no learned position, by the shapes of `_TELLING`; see
+    `GPTConfig.positions`."""
+    size, learned = mask.shape[-1], shapes["pos_emb"][1]
+    if "target_emb" in shapes:
+        return shapes["target_emb"][1] - learned
+    # Where the first position sees the last one, that is read, too; without values nothing tells.
+    all_read = not mask.is_meta and size > 1 and bool(mask[0, 0, 0, -1])
+    return 0 if learned == size else size + (not all_read) - learned
 
 
 def _wrong_shape(file: Tensors, model: Tensors) -> str | None:

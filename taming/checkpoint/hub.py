@@ -30,6 +30,7 @@ _DDCONFIG: tuple[str, ...] = (
 )
 _DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
 _DDCONFIG += ("norm_groups",)
+_USUAL_GROUPS = 32  # of diffusers as well
 
 
 def snapshot_in(folder: Path) -> Path:
@@ -99,12 +100,13 @@ def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, An
     Raises:
         UserError: for what has no counterpart here.
     """
-    if config.get("norm_type", "group") != "group" or config.get("norm_num_groups", 32) != 32:
-        raise UserError(f"{path}: only group normalization over 32 groups has a counterpart here")
+    if config.get("norm_type", "group") != "group":
+        raise UserError(f"{path}: only group normalization has a counterpart here")
     widths, resolution = config["block_out_channels"], config["sample_size"]
     levels = range(len(widths))
     attention = [i for i in levels if config["down_block_types"][i].startswith("Attn")]
     middle = config.get("mid_block_add_attention", True)
+    groups = config.get("norm_num_groups", _USUAL_GROUPS)
     if attention and not middle:
         raise UserError(f"{path}: attention in levels, but not in the middle, is not known here")
     return {
@@ -121,6 +123,7 @@ def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, An
             "num_res_blocks": config["layers_per_block"],
             "attn_resolutions": [resolution // 2**level for level in attention],
             "dropout": 0.0,
+            **({} if groups == _USUAL_GROUPS else {"norm_groups": groups}),
             **({} if middle else {"attn_type": "none"}),
         },
     }

@@ -72,6 +72,12 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
             "diffusers' VQModel has taming's encoder and decoder, of the same ch_mult; this model, "
             f"{type(model).__name__}, has others; the format safetensors holds every model"
         )
+    if not ddconfig.get("resamp_with_conv", True) or model.decoder.give_pre_end:
+        raise UserError(
+            "diffusers' VQModel resamples by convolutions and ends with one: it needs ddconfig "
+            "with resamp_with_conv: true and give_pre_end: false; the format safetensors holds "
+            "every model"
+        )
     if ddconfig.get("double_z", True) or multiples[0] != 1:
         raise UserError("diffusers' VQModel needs ddconfig with double_z: false and ch_mult[0] 1")
     attention, anywhere = _levels_with_attention(ddconfig), attends(_attn_type(ddconfig))

@@ -16,6 +16,7 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.codes import CodesInterface
+from taming.models.forward_settings import differing, forward_settings, option_of
 
 _INSTEAD = "the format safetensors holds every model"
 FOREIGN = tuple(name for name in LAYOUTS if name != "diffusers")  # which is a folder
@@ -61,7 +62,32 @@ def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
             f"{layout.title}'s layout is of a {_kinds(wanted)}, and this is a {_kinds(model)}: its "
             f"code would read these weights as another model; {_INSTEAD}"
         )
+    _check_settings(model, wanted, layout, shapes)
     return state
+
+
+def _check_settings(
+    model: CodesInterface, wanted: CodesInterface, layout: Layout, shapes: Shapes
+) -> None:
+    """Refuse (`UserError`) options that neither names nor shapes tell, unless they are as in the
+    model that is read from the file."""
+    told = layout.told_apart(shapes)
+    of_file, own = (
+        {k: v for k, v in forward_settings(each).items() if option_of(k) not in told}
+        for each in (wanted, model)
+    )
+    key = differing(own, of_file) or min(own.keys() ^ of_file.keys(), default=None)
+    if key is not None:
+        option, values = option_of(key), [_value(each.get(key)) for each in (own, of_file)]
+        raise UserError(
+            f"this model has {option} {values[0]} and {layout.title}'s layout means {option} "
+            f"{values[1]}, of which its files say nothing: its code would read these weights as "
+            f"another model; {_INSTEAD}"
+        )
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
 def _what_is_wrong(layout: Layout, shapes: Shapes) -> str:

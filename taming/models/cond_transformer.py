@@ -33,7 +33,7 @@ from taming.models.batch_checks import (
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
-from taming.models.reading_order import ANNEALED, OrderKind, ReadingOrder
+from taming.models.reading_order import OrderKind, ReadingOrder
 from taming.models.result_checks import (
     check_vocabulary,
     checked_tokens,
@@ -116,7 +116,7 @@ class Net2NetTransformer(TransformerTraining):
     ) -> None:
         super().__init__()
         self.ways = TransformerWays(**training)
-        self.reading = ReadingOrder(order, ANNEALED if anneal is None else anneal, raster_share)
+        self.reading = ReadingOrder(order, anneal, raster_share)
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL

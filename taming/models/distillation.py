@@ -22,6 +22,7 @@ from taming.checkpoint.fingerprint import weights_hash
 from taming.errors import UserError
 from taming.models.code_sampling import CodeSampling
 from taming.models.first_stage import tensors_of
+from taming.models.forward_settings import option_of
 from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.own_methods import logits_of
@@ -56,7 +57,12 @@ class Teacher:
         self.transformer.to(tensor)
 
     def check_length(self, condition: int | None, shape: Sequence[int]) -> None:
-        """Refuse (`UserError`) sequences that the teacher was not built for."""
+        """Refuse (`UserError`) sequences, and layouts, that the teacher was not built for."""
+        if isinstance(self.transformer, GPT):
+            try:
+                check_layout(self.transformer.config, condition, shape)
+            except UserError as error:
+                raise UserError(f"model.params.teacher: of {self.path}, {error}") from None
         needed = (condition or 1) + shape[0] * shape[1] - 1
         if needed > (size := block_size_of(self.transformer)):
             raise UserError(
@@ -83,6 +89,11 @@ def soft_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, teacher: CodeSampling, student: CodeSampling) -> None:
+    if teacher.masked:
+        raise UserError(
+            f"{path} has attention: full: it fills in masked codes, and predicts none after the "
+            "other, as this model does; name a transformer with attention: causal"
+        )
     sizes = [model.vocab_size for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise UserError(f"vocab_size of {path} is {sizes[0]}, and this model's {sizes[1]}")
@@ -107,9 +118,12 @@ def _layout(model: CodeSampling) -> dict[str, object]:
     """What decides which indices a transformer reads, in which order."""
     first = describe_first_stage(model.first_stage_model)
     condition = describe_condition(model) or {"kind": "none"}
-    about = {f"first stage's {name}": value for name, value in first.items()}
     condition.pop("key", None)  # what the data calls it
-    about |= {f"condition's {name}": value for name, value in condition.items()}
+    about: dict[str, object] = {}
+    for stage, described in (("first stage", first), ("condition", condition)):
+        settings = described.pop("settings", None) or {}
+        about |= {f"{stage}'s {name}": value for name, value in described.items()}
+        about |= {f"{stage}'s {option_of(name)}": value for name, value in settings.items()}
     about["sos_token"] = model.sos_token if model.be_unconditional else None
     about["permuter"] = type(model.permuter).__name__
     about["permuter's order"] = weights_hash(tensors_of(model.permuter))

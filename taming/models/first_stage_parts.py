@@ -44,7 +44,8 @@ def require_no_conflict(
                 f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
                 f"leave {name} out"
             )
-    defaults = {"remap": None, "sane_index_shape": False, "legacy": True, "revive_after": 0}
+    defaults: dict[str, Any] = {"remap": None, "sane_index_shape": False, "legacy": True}
+    defaults |= {"revive_after": 0, "decay": 0.99}  # the last one of EMAVQ
     for name, value in options.items():
         if value != defaults[name]:
             raise UserError(

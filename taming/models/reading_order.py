@@ -39,25 +39,30 @@ class ReadingOrder:
 
     Attributes:
         order: see the module; by default that of the permuter, if there is one, or else raster.
-        anneal: the steps, or shares of the run, between which `order: annealed` becomes raster.
+        anneal: the steps, or shares of the run, between which `order: annealed` becomes raster;
+            by default `ANNEALED`.
         by_rows: `raster_share`; by default 0 for random, and 1 for annealed.
     """
 
     order: OrderKind | None = None
-    anneal: Sequence[float | str] = ANNEALED
+    anneal: Sequence[float | str] | None = None
     by_rows: float | None = None
 
     def __post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
             raise UserError(f"order is one of {', '.join(ORDERS)}, not {shorten(self.order)}")
-        first, last = map(percent, self.anneal)
+        first, last = map(percent, self._between)
         if (0 < first < 1) == (0 < last < 1):  # two shares, or two steps, of whatever run
             self._require_rise(first, last)
+
+    @property
+    def _between(self) -> Sequence[float | str]:
+        return ANNEALED if self.anneal is None else self.anneal
 
     def _require_rise(self, first: float, last: float) -> None:
         if last < first:
             raise UserError(
-                f"model.params.anneal is {list(self.anneal)}; the second must not be before the "
+                f"model.params.anneal is {list(self._between)}; the second must not be before the "
                 "first"
             )
 
@@ -74,7 +79,7 @@ class ReadingOrder:
         """
         if self.order != "annealed":
             return self.by_rows or 0.0
-        first, last = (run.steps_of(percent(value), "model.params.anneal") for value in self.anneal)
+        first, last = (run.steps_of(percent(each), "model.params.anneal") for each in self._between)
         self._require_rise(first, last)
         done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
         return done * (1.0 if self.by_rows is None else self.by_rows)

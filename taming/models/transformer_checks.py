@@ -123,6 +123,8 @@ def _check_order(model: CodeSampling) -> None:
         raise UserError(
             f"order is {order}, but permuter_config has one order, {one}; leave one of the two out"
         )
+    if model.reading.anneal is not None and order != "annealed":
+        raise UserError("anneal is for order: annealed; leave it out")
     if not model.reading.any:
         if model.reading.by_rows is not None:
             raise UserError("raster_share is for order: random or annealed; leave it out")

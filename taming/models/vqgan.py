@@ -106,7 +106,7 @@ class VQModel(AutoencoderTraining):
         self._make_networks(ddconfig)
         self.loss = make_loss(lossconfig)
         options: dict[str, Any] = {"remap": remap, "sane_index_shape": sane_index_shape}
-        options |= {"legacy": legacy, "revive_after": revive_after}
+        options |= {"legacy": legacy, "revive_after": revive_after, **self._own_options}
         if quantizer_config is None:
             n_e, e_dim = n_embed if n_embed is not None else 1024, embed_dim
             self.quantize = self._make_quantizer(n_e, 256 if e_dim is None else e_dim, **options)
@@ -124,6 +124,11 @@ class VQModel(AutoencoderTraining):
             self.model_ema = LitEma(self)
         if ckpt_path is not None:
             self.start_from(ckpt_path, ignore_keys)
+
+    @property
+    def _own_options(self) -> dict[str, Any]:
+        """Options of a subclass that its own quantizer alone has."""
+        return {}
 
     def _make_networks(self, ddconfig: Mapping[str, Any]) -> None:
         """Make `encoder` and `decoder`, and know the `image_channels`."""
@@ -187,6 +192,11 @@ class VQSegmentationModel(VQModel):
     """First stage of segmentations, [B, n_labels, H, W] one-hot, with a per-label loss."""
 
     def __init__(self, n_labels: Count, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("colorize_nlabels") not in (None, n_labels):
+            raise UserError(
+                f"colorize_nlabels is {kwargs['colorize_nlabels']}, but n_labels: {n_labels} says "
+                "how many colors there are; leave colorize_nlabels out"
+            )
         # The base class makes the colors, which have to be there before it loads a checkpoint.
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
@@ -207,15 +217,23 @@ class EMAVQ(VQModel):
     """VQModel whose codebook is a moving average of what it encodes (arXiv 1711.00937, A.1).
 
     Beyond VQModel's arguments, `decay` is that of the averages.
+
+    Raises:
+        UserError: for `legacy: false`, and what VQModel refuses.
     """
 
     def __init__(self, *args: Any, decay: FractionBelowOne = 0.99, **kwargs: Any) -> None:
         self._decay = decay
         super().__init__(*args, **kwargs)
 
+    @property
+    def _own_options(self) -> dict[str, Any]:
+        return {"decay": self._decay}
+
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
-        options.pop("legacy")  # its loss has one term alone
-        return EMAVectorQuantizer(n_embed, embed_dim, 0.25, self._decay, **options)
+        if not options.pop("legacy"):
+            raise UserError("EMAVQ's loss has one term, which legacy cannot weigh; leave it out")
+        return EMAVectorQuantizer(n_embed, embed_dim, 0.25, **options)
 
 
 class GumbelVQ(VQModel):

@@ -46,9 +46,6 @@ def check_way(
     """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
     have: of a model that samples one code after the other in one order, steps and orders."""
     _check_options(model, settings)
-    codes = shape[0] * shape[1]
-    if settings.steps is not None and settings.steps > codes:
-        raise UserError(f"steps is {settings.steps}, but the image has {codes} codes")
     if (model.masked or model.reading.any) and not is_plain(model.transformer):
         raise UserError(
             f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
@@ -60,6 +57,7 @@ def check_way(
             f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
     _check_shape(model, settings, shape)
+    settings.check_fits(shape[0] * shape[1])
 
 
 def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:

@@ -16,7 +16,13 @@ from taming.command_line import flag, parse_numbers, parse_size
 from taming.devices import dtype_name, own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling.engine import OnStep, Sample, rounds_by_batch, sample_images
+from taming.sampling.engine import (
+    OnStep,
+    Sample,
+    check_settings,
+    rounds_by_batch,
+    sample_images,
+)
 from taming.sampling.estimate import announced
 from taming.sampling.pools import Pool, PoolSampler, ScoreFiles
 from taming.sampling.rejection import (
@@ -30,7 +36,7 @@ from taming.sampling.rejection import (
 )
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings, wrong_temperature
-from taming.sampling.sizes import Sides, tokens_for
+from taming.sampling.sizes import Sides, tokens_for, trained_shape
 
 MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250
@@ -121,12 +127,18 @@ class SamplingPlan:
     def job(
         self, model: Net2NetTransformer, batch_size: int, share: tuple[int, int] | None = None
     ) -> SamplingJob:
-        """The job for a loaded model; `share` is this process's, by default as torchrun says."""
+        """The job for a loaded model; `share` is this process's, by default as torchrun says.
+
+        Raises:
+            UserError: for settings that the model does not sample by.
+        """
+        shape = tokens_for(model, self.size)
+        check_settings(model, self.settings, shape or trained_shape(model), self.compiled)
         return SamplingJob(
             plan=self,
             model=model,
             labels=labels_for(model, self.classes),
-            shape=tokens_for(model, self.size),
+            shape=shape,
             score=Classifier(self.classifier, self.device) if self.classifier else None,
             batch_size=batch_size,
             share=share or own_share(),

@@ -229,6 +229,13 @@ class SampleSettings(TokenSettings):
         elif order not in (None, *ORDERS):
             raise UserError(f"order is {', '.join(ORDERS)}, or all places in a list, not '{order}'")
 
+    def check_fits(self, codes: int) -> None:
+        """Refuse (`UserError`) steps and places for images of another number of codes."""
+        if self.steps is not None and self.steps > codes:
+            raise UserError(f"steps is {self.steps}, but the image has {codes} codes")
+        if isinstance(self.order, tuple) and len(self.order) != codes:
+            raise UserError(f"order has {len(self.order)} places, and the image {codes}; name all")
+
     def name_of_steps(self) -> str:
         """What is said of steps and order in the names of folders; nothing by default."""
         parts = []
@@ -255,8 +262,7 @@ class SampleSettings(TokenSettings):
         """
         rows, order = len(sample_numbers), self.order
         if isinstance(order, tuple):
-            if len(order) != length:
-                raise UserError(f"order has {len(order)} places, and the image {length}; name all")
+            self.check_fits(length)
             return torch.tensor(order).expand(rows, -1)
         if (order or self.default_order) == RANDOM:
             raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]

@@ -21,7 +21,12 @@ from taming.data.from_config import SPLITS
 from taming.data.options import ImageOptions
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.stage_identity import Tensors, describe_condition, describe_first_stage
+from taming.models.stage_identity import (
+    Tensors,
+    describe_condition,
+    describe_first_stage,
+    difference,
+)
 from taming.training.data_module import DataModuleFromConfig
 
 
@@ -69,6 +74,13 @@ def _check_first_stage(
             f"n_embed of the model's first stage is {own['n_codes']}; encode the data with this "
             f"model's config ({SCRIPT})"
         )
+    said = dict(stored) if "quantizer" in stored else {**stored, "class": own["class"]}
+    if other := difference(said, own):  # of earlier versions, the class is from before it counted
+        raise UserError(
+            f"the codes in {dataset.folder} are of another first stage, whose {other[0]} is "
+            f"{other[1]}, and the model's is {other[2]}; encode the data with this model's config "
+            f"({SCRIPT})"
+        )
     if stored["weights"] != own["weights"] and not rounded:
         raise UserError(
             f"the codes in {dataset.folder} are of another first stage (weights "
@@ -85,13 +97,15 @@ def _check_condition(
             f"the codes in {dataset.folder} are without conditions, and the model has "
             f"'{own['key']}'; encode the data with this model's config ({SCRIPT})"
         )
-    for name, value in own.items():
-        if stored[name] != value and not (rounded and name == "weights"):
-            raise UserError(
-                f"the codes in {dataset.folder} have other conditions than the model: their "
-                f"{name} is {stored[name]}, and the model's {value}; encode the data with this "
-                f"model's config ({SCRIPT})"
-            )
+    other = difference(stored, own)
+    if other is None and not rounded and stored["weights"] != own["weights"]:
+        other = "weights", stored["weights"], own["weights"]
+    if other is not None:
+        raise UserError(
+            f"the codes in {dataset.folder} have other conditions than the model: their {other[0]} "
+            f"is {other[1]}, and the model's {other[2]}; encode the data with this model's config "
+            f"({SCRIPT})"
+        )
 
 
 # ---------------------------------------------------------------------- the images

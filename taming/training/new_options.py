@@ -28,8 +28,8 @@ _KEPT_BY = {
 }
 
 # What the shapes of weights do not tell, and cannot change.
-_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
-_OF_QUANTIZER = ("levels", "scales", "using_znorm")
+_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm", "attention", "n_unmasked")
+_OF_QUANTIZER = ("levels", "symmetric", "scales", "using_znorm", "quant_resi")
 _UNCHANGED: tuple[str, ...] = (
     "target",
     "params.ddconfig.norm_groups",

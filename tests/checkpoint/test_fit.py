@@ -91,6 +91,7 @@ VARIANTS = {
     "norm": ("rms", "layer", "rms"),
     "mlp": ("swiglu", "gelu", "swiglu"),
     "adaln_classes": (5, "0", "5"),
+    "target_positions": (True, "false", "true"),
 }
 
 
@@ -124,6 +125,18 @@ def test_all_that_differs_of_a_variant_is_named_and_sizes_as_the_config_has_them
     longer = tensors(rope_grid=[2, 2], n_head=2, block_size=30)
     with pytest.raises(UserError, match="block_size is 20, but 30 in the checkpoint"):
         check_fit(turned, longer, source="a.ckpt")
+
+
+def test_codes_that_turn_are_counted_as_they_are_read() -> None:
+    """Of full attention, and of any order, the last code is read as well."""
+
+    def tensors(**options: Any) -> dict[str, torch.Tensor]:
+        return GPT(23, 20, 1, 2, 16, rope_grid=[3, 4], **options).state_dict()
+
+    for options in ({}, {"attention": "full"}, {"target_positions": True}):
+        usual = GPT(23, 20, 1, 2, 16, **options).state_dict()
+        with pytest.raises(UserError, match="rope_grid is one of 12 codes, but null in"):
+            check_fit(tensors(**options), usual, source="a.ckpt")
 
 
 def test_tensors_of_other_dimensions_tell_nothing_of_variants() -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import taming
+from scripts.export import main as export
 from taming.checkpoint import save_atomic
 from taming.checkpoint.layouts import LAYOUTS, recognised
 from taming.checkpoint.layouts.base import shapes_of
@@ -23,7 +24,7 @@ from taming.model_loading import load_model
 from taming.models.multi_scale import MultiScaleVQ
 from tests.kit.models import build, first_stage_config
 from tests.kit.real import TOKENIZERS, needs_tokenizers
-from tests.support import golden_weight
+from tests.support import golden_weight, write_run
 
 VAR = LAYOUTS["var"]
 CONFIGS = Path(taming.__file__).parent / "pretrained_configs"
@@ -181,6 +182,47 @@ def test_any_number_of_scales_is_written(tmp_path: Path) -> None:
     assert torch.equal(again.encode_to_indices(x), model.eval().encode_to_indices(x))
     with pytest.raises(UserError, match="layout cannot hold this model, which by its names has no"):
         to_layout(build(first_stage_config(lossconfig=None)), "var", tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"using_znorm": True}, "using_znorm true and VAR's layout means using_znorm false"),
+        ({"quant_resi": 0.25}, "quant_resi 0.25 and VAR's layout means quant_resi 0.5"),
+        (
+            {"scales": [1, 2, 3, 4, 5, 6, 7, 9, 12, 16]},
+            r"scales \[1, 2, 3, 4, 5, 6, 7, 9, 12, 16\] and VAR's layout means scales \[1, 2, 3",
+        ),
+    ],
+)
+def test_what_vars_files_do_not_tell_is_not_exported(
+    option: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    network = {**first_stage_config()["params"]["ddconfig"], "resolution": 32}
+    target = "taming.models.multi_scale.MultiScaleVQ"
+    usual = build(first_stage_config(target, ddconfig=network, lossconfig=None))
+    to_layout(usual, "var", tmp_path / "usual.pth")
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    again: Any = load_model(tmp_path / "usual.pth")
+    assert torch.equal(again(images)[0], usual.eval()(images)[0])
+    with pytest.raises(UserError, match=message):
+        other = build(first_stage_config(target, ddconfig=network, lossconfig=None, **option))
+        to_layout(other, "var", tmp_path / "x.pth")
+
+
+def test_the_command_writes_averages_and_nothing_of_training(tmp_path: Path) -> None:
+    config = first_stage_config(
+        "taming.models.multi_scale.MultiScaleVQ", use_ema=True, revive_after=3
+    )
+    state = build(config).state_dict()
+    averaged = {n: t + 1 if n.startswith("model_ema.") else t for n, t in state.items()}
+    run = write_run(tmp_path / "run", config, averaged)
+    export(["var", str(run), str(tmp_path / "vae.pth")])
+    written = torch.load(tmp_path / "vae.pth")
+    expected = VAR.from_model(state)
+    assert written.keys() == expected.keys()
+    assert not [n for n in written if n.startswith(("loss.", "model_ema.", "quantize.revival"))]
+    assert torch.equal(written["encoder.conv_in.weight"], expected["encoder.conv_in.weight"] + 1)
 
 
 def test_sizes_come_from_shapes() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -301,3 +303,64 @@ def test_wrong_order_of_levels_is_noticed() -> None:
 
 def expected_names() -> Any:
     return build(small_section("llamagen")).state_dict().keys()
+
+
+# ---------------------------------------------------------------------- what files do not tell
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_options_that_files_do_not_tell_are_not_exported(name: str, tmp_path: Path) -> None:
+    section = small_section(name)
+    section["params"]["ddconfig"]["norm_groups"] = 8
+    title = re.escape(LAYOUTS[name].title)
+    message = f"this model has ddconfig.norm_groups 8 and {title}'s layout means .*norm_groups 32"
+    with pytest.raises(UserError, match=message):
+        to_layout(build(section), name, tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["llamagen", "maskgit", "simvq", "ibq"])
+def test_remapped_indices_are_not_exported(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "used.npy", np.arange(5))
+    section = small_section(name)
+    place = section["params"].get("quantizer_config", section)["params"]
+    place["remap"] = str(tmp_path / "used.npy")
+    with pytest.raises(UserError, match="this model has remap true|which has 'quantize.used'"):
+        to_layout(build(section), name, tmp_path / "x.pt")
+
+
+OF_TRAINING: dict[str, dict[str, Any]] = {
+    "llamagen": {"beta": 0.5, "entropy_weight": 0.1},
+    "ibq": {"beta": 0.5, "entropy_weight": 0.2},
+    "open_magvit2": {"beta": 0.5, "entropy_weight": 0.2, "entropy_temperature": 0.1},
+    "simvq": {"beta": 0.5, "legacy": True},
+    "vqgan": {"beta": 0.5, "legacy": False, "sane_index_shape": True, "clustering": True},
+}
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_options_of_training_are_no_obstacle(name: str, tmp_path: Path) -> None:
+    section = small_section(name)
+    section["params"]["quantizer_config"]["params"] |= OF_TRAINING[name]
+    section["params"]["ddconfig"]["resolution"] = 32
+    if name in ("ibq", "llamagen", "vqgan"):
+        others = {"attn_resolutions": [16], "dropout": 0.1, "initial_weights": "lecun"}
+        section["params"]["ddconfig"] |= others
+    section["params"] |= {"use_ema": True, "checkpoint_activations": True}
+    model = build(section)
+    to_layout(model, name, tmp_path / "x.pt")
+    weight = taming.load(tmp_path / "x.pt").encoder.conv_in.weight
+    assert torch.equal(weight, model.encoder.conv_in.weight)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tensors_of_other_dimensions_are_a_sentence(name: str, tmp_path: Path) -> None:
+    state = small_state(name)
+    for key, tensor in state.items():
+        if not key.endswith(("conv_in.weight", "conv_out.weight", "quantize.embedding.weight")):
+            continue
+        for other in (tensor.flatten(), tensor[None], tensor[:0], torch.tensor(0.0)):
+            torch.save({**state, key: other}, tmp_path / "x.pt")
+            with pytest.raises(UserError) as error:
+                taming.load(tmp_path / "x.pt")
+            assert key in str(error.value) and "\n" not in str(error.value), key

@@ -122,6 +122,9 @@ def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
     unsaid = {name: value for name, value in network().items() if name != "double_z"}
     with pytest.raises(UserError, match="double_z"):
         diffusers_config(made(), unsaid)
+    for other in ({"resamp_with_conv": False}, {"give_pre_end": True}):
+        with pytest.raises(UserError, match="resamp_with_conv: true and give_pre_end: false"):
+            diffusers_config(made(**other), network(**other))
     np.save(tmp_path / "used.npy", np.arange(1, 12))
     remapped = first_stage_config(ddconfig=network(), remap=str(tmp_path / "used.npy"))
     with pytest.raises(UserError, match="without Gumbel or remap"):

@@ -148,7 +148,7 @@ OTHER_STAGE = {**OTHER_STAGE, "params": {**OTHER_STAGE["params"], "n_embed": 19}
         ({"first_stage_config": OTHER_STAGE}, "first stage's n_codes of .* is 20, and .* 19"),
         (
             {"cond_stage_config": {**CLASSES, "params": {"n_classes": 4}}},
-            "the condition's settings of .*'n_classes': 5.*'n_classes': 4",
+            "the condition's n_classes of .* is 5, and this model's 4",
         ),
         (
             {"cond_stage_config": "__is_unconditional__"},
@@ -221,3 +221,43 @@ def test_main_refuses_a_teacher_before_the_run_has_a_folder(
     with pytest.raises(UserError, match="model.params.teacher: vocab_size"):
         main(["--base", write_config(tmp_path, whole), "-t"])
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_masked_teacher_predicts_no_code_after_others(tmp_path: Path) -> None:
+    masked = tiny_run(tmp_path / "run", transformer_config({"attention": "full", "block_size": 17}))
+    with pytest.raises(UserError, match="teacher: .*run has attention: full: .* attention: causal"):
+        student(masked).load_teacher()
+
+
+@pytest.mark.parametrize("order", ["random", "annealed"])
+def test_a_teacher_of_any_order_reads_by_rows(order: str, tmp_path: Path) -> None:
+    gpt = {"n_layer": 1, "target_positions": True}
+    model = student(tiny_run(tmp_path / "run", transformer_config(gpt, order=order)))
+    model.load_teacher()
+    sequence = torch.cat((COLUMNS["condition_codes"], CODES.flatten(1)), 1)[:, :-1]
+    by_rows = torch.arange(17).expand(6, -1)
+    expected = model.teacher.transformer(sequence, path=by_rows)[0]
+    torch.testing.assert_close(model.teacher.logits(sequence, 0), expected)
+
+
+def test_a_teacher_of_another_grid_is_refused(tmp_path: Path) -> None:
+    model = student(tiny_run(tmp_path / "run", transformer_config({"rope_grid": [2, 8]})))
+    model.load_teacher()
+    batch = {"image": torch.zeros(1, 8, 8, 3), "class_label": torch.zeros(1).long()}
+    with pytest.raises(UserError, match=r"teacher: of .*run, the image.* rope_grid is \[2, 8\]"):
+        model.check_batch(batch)
+
+
+def test_settings_that_weights_do_not_tell_are_compared(tmp_path: Path) -> None:
+    """The levels of a quantizer that has no weights."""
+
+    def stage(levels: list[int]) -> dict[str, Any]:
+        quantizer = {"target": "taming.modules.vqvae.fsq.FSQ", "params": {"levels": levels}}
+        params = {**transformer_config()["params"]["first_stage_config"]["params"]}
+        params |= {"n_embed": None, "embed_dim": None, "quantizer_config": quantizer}
+        return {"target": "taming.models.vqgan.VQModel", "params": params}
+
+    taught = tiny_run(tmp_path / "run", transformer_config(first_stage_config=stage([4, 5])))
+    model = student(taught, first_stage_config=stage([5, 4]))
+    with pytest.raises(UserError, match=r"stage's levels of .* is \[4, 5\], and .* \[5, 4\]"):
+        model.load_teacher()

@@ -15,10 +15,18 @@ from taming.errors import UserError
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.datasets import images
-from tests.kit.models import VQGAN, build, cosine_config, ddconfig, first_stage_config
+from tests.kit.models import (
+    SEGMENTATION,
+    VQGAN,
+    build,
+    cosine_config,
+    ddconfig,
+    first_stage_config,
+)
 from tests.kit.training import fit
 from tests.support import defaults
 
+FSQ = {"target": "taming.modules.vqvae.fsq.FSQ", "params": {"levels": [3, 3]}}
 BCE = {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}
 TEMPERATURE = cosine_config(lr_min=0.5, max_decay_steps=4)
 
@@ -210,3 +218,28 @@ def test_ema_state_has_the_published_names() -> None:
         "quantize.embedding.embed_avg",
         "quantize.embedding.weight",
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            first_stage_config(
+                VQGAN + "EMAVQ",
+                n_embed=None,
+                embed_dim=None,
+                decay=0.9,
+                quantizer_config=FSQ,
+            ),
+            "decay has no effect beside quantizer_config",
+        ),
+        (first_stage_config(VQGAN + "EMAVQ", legacy=False), "which legacy cannot weigh; leave it"),
+        (
+            {**SEGMENTATION, "params": {**SEGMENTATION["params"], "colorize_nlabels": 7}},
+            "colorize_nlabels is 7, but n_labels: 5 says",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(config)

@@ -100,7 +100,7 @@ def test_a_share_is_read_by_rows_in_every_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["random", "annealed"])
 def test_validation_measures_by_rows_and_in_fixed_random_orders(order: str, tmp_path: Path) -> None:
-    model = make(TOLD, order=order, anneal=[1, 3])
+    model = make(TOLD, order=order, **({"anneal": [1, 3]} if order == "annealed" else {}))
     model.learning_rate = 1e-3
     shares: list[float] = []
     predict = model.predict
@@ -178,6 +178,9 @@ def test_masked_codes_after_others_are_filled_in() -> None:
             "order is raster, but permuter_config",
         ),
         (TOLD, {"raster_share": 0.5}, "raster_share is for order: random or annealed"),
+        (TOLD, {"order": "random", "anneal": [1, 3]}, "anneal is for order: annealed; leave it"),
+        ({}, {"order": "raster", "anneal": [1, 3]}, "anneal is for order: annealed; leave it out"),
+        (FULL, {"anneal": [1, 3]}, "anneal is for order: annealed; leave it out"),
         (TOLD, {"order": "random", "pkeep": 0.0}, "make pkeep 1, not 0.0"),
         (TOLD, {"order": "random", "teacher": "logs/x"}, "a teacher reads in one order"),
         (FULL, {"order": "random"}, "has no order; leave order"),

@@ -12,6 +12,8 @@ from PIL import Image
 
 from scripts import complete as script
 from scripts.complete import main
+from scripts.make_samples import main as sample_data
+from scripts.sample_fast import main as sample
 from taming.sampling import sample_images
 from taming.sampling.completion import known_indices
 from taming.sampling.conditions import read_picture
@@ -67,6 +69,39 @@ def test_kept_codes_are_kept(
     (root / names[1]).unlink()
     complete(run, image, tmp_path, *flags, "--seed", "3")
     assert (root / names[1]).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--order", "1,0"], "order has 2 places, and the image 16; name all"),
+        (["--order", "0,0,1"], "order has each place once, from 0 to 2, and 0 is there twice"),
+        (["--steps", "17"], "steps is 17, but the image has 16 codes"),
+    ],
+)
+@pytest.mark.parametrize("script", ["complete", "sample", "data"])
+def test_orders_of_other_images_are_refused_before_anything_is_written(
+    script: str,
+    flags: list[str],
+    message: str,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scenes = {"target": "tests.kit.datasets.Scenes", "params": {"length": 2}}
+    config = transformer_config({"target_positions": True}, order="random")
+    run = tiny_run(tmp_path / "run", config, validation=scenes)
+    sized = ["--height", "8", "--width", "8", "--keep", "top-half", "--condition", "1"]
+    with pytest.raises(SystemExit):
+        if script == "complete":
+            complete(run, image, tmp_path / "out", *sized, *flags)
+        else:
+            command = sample if script == "sample" else sample_data
+            command(["-r", str(run), "-o", str(tmp_path / "out"), "--device", "cpu", *flags])
+    said = capsys.readouterr()
+    assert message in said.err and len(said.err.strip().splitlines()) == 1
+    assert not said.out or said.out.endswith("\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_resized_and_extended(run: Path, image: Path, tmp_path: Path) -> None:

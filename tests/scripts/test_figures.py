@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from scripts.figures import main
+from taming.evaluation.figures.samples import order_name, order_picture
 from taming.evaluation.figures.sampling_cost import StandIn
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
@@ -196,6 +197,22 @@ def test_orders_beside_samples_of_the_same_seeds(runs: tuple[str, str], tmp_path
     expected = np.asarray(enlarged(to_pillow(samples[1].image), 128))
     right = page.shape[1] - 8
     np.testing.assert_array_equal(page[top : top + 128, right - 128 : right], expected)
+
+
+def test_models_without_one_order_are_named_and_drawn_as_they_are() -> None:
+    told = {"target_positions": True}
+    random = tiny_model(transformer_config(told, order="random"))
+    assert order_name(random) == "random"
+    order = order_picture(random, seed=3)
+    assert order is not None and not np.array_equal(order, order_picture(random, seed=4))
+    by_rows = order_picture(tiny_model())
+    assert by_rows is not None and not np.array_equal(order, by_rows)
+    assert np.array_equal(np.sort(order, axis=None), np.sort(by_rows, axis=None))  # each rank once
+    annealed = tiny_model(transformer_config(told, order="annealed"))
+    assert order_name(annealed) == "annealed"
+    assert np.array_equal(order_picture(annealed), by_rows)  # type: ignore[arg-type]
+    masked = tiny_model(transformer_config({"attention": "full", "block_size": 17}))
+    assert order_name(masked) == "masked" and order_picture(masked) is None
 
 
 def test_cost_of_stand_ins_and_of_a_run(runs: tuple[str, str], tmp_path: Path) -> None:

@@ -161,3 +161,13 @@ def test_one_sentence_for_wrong_flags(
     with pytest.raises(SystemExit):
         sample(run, tmp_path / "out", *flags)
     assert message in capsys.readouterr().err
+
+
+def test_steps_that_a_model_does_not_have_are_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        sample(run, tmp_path / "out", "-R", "8,8", "--steps", "4")
+    said = capsys.readouterr().err
+    assert "one code after the other" in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -19,10 +19,12 @@ from taming.config import load_config
 from taming.data.codes import CodeDataset
 from taming.errors import UserError
 from taming.evaluation.results import read_result
+from taming.models.stage_identity import describe_first_stage, difference
 from taming.training import DataModuleFromConfig
 from taming.training.cli import main as main_command
 from taming.training.code_checks import match_datasets
-from tests.kit.codes import FIRST, write_home
+from tests.kit.codes import FIRST, encode, write_home
+from tests.kit.models import build, ddconfig, first_stage_config
 from tests.kit.training import small_vqgan, write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
@@ -157,8 +159,8 @@ CONDITION = {"key": "class_label", "kind": "class", "class": "taming.modules.uti
          "stage is 16; encode the data"),
         ({}, ["{other}"], "are of another first stage (weights"),
         ({"condition": None}, [], "are without conditions, and the model has 'class_label'"),
-        ({"condition": CONDITION}, [], "have other conditions than the model: their settings is "
-         "{'n_classes': 5"),
+        ({"condition": CONDITION}, [], "have other conditions than the model: their n_classes is "
+         "5, and the model's 10"),
         ({}, ["model.params.cond_stage_key=label"], "their key is class_label, and the model's "
          "label"),
         ({"version": 2}, [], "is of version 2 of the format, and this is version 1"),
@@ -228,3 +230,70 @@ def test_codes_of_images_of_another_size_are_refused(home: Path) -> None:
     key = "data.params.train.params"
     config.data.params.train.params = {**params, "size": "???", "crop_size": "???"}
     assert match_datasets(config) == [f"{key}.size=24", f"{key}.crop_size=16"]
+
+
+# ---------------------------------------------------------------------- what weights do not tell
+
+
+def rounding(levels: list[int], symmetric: bool = False, **changes: Any) -> Any:
+    """A first stage whose quantizer has no weights."""
+    params = {"levels": levels, "symmetric": symmetric}
+    quantizer = {"target": "taming.modules.vqvae.fsq.FSQ", "params": params}
+    sizes = {"n_embed": None, "embed_dim": None, "quantizer_config": quantizer}
+    return build(first_stage_config(lossconfig=None, **sizes, **changes))
+
+
+def test_first_stages_of_the_same_weights_are_told_apart() -> None:
+    own = describe_first_stage(rounding([8, 4]))
+    network = {**ddconfig(), "norm_groups": 8}
+    others = {
+        "levels": rounding([4, 8]),
+        "symmetric": rounding([8, 4], symmetric=True),
+        "ddconfig.norm_groups": rounding([8, 4], ddconfig=network),
+    }
+    for name, other in others.items():
+        described = describe_first_stage(other)
+        assert described["weights"] == own["weights"] and described["n_codes"] == own["n_codes"]
+        found = difference(own, described)
+        assert found is not None and found[0] == name
+    assert difference(own, describe_first_stage(rounding([8, 4], use_ema=True))) is None
+    plain, cosine = (
+        build(
+            first_stage_config(
+                lossconfig=None,
+                n_embed=None,
+                embed_dim=None,
+                quantizer_config={
+                    "target": f"taming.modules.vqvae.{name}",
+                    "params": {"n_e": 12, "e_dim": 4, "beta": 0.25},
+                },
+            )
+        )
+        for name in ("nearest.VectorQuantizer2", "cosine.CosineQuantizer")
+    )
+    one, other = describe_first_stage(plain), describe_first_stage(cosine)
+    found = difference(one, other)
+    assert one["weights"] == other["weights"] and found is not None and found[0] == "quantizer"
+    json.dumps(own)  # as manifests are written
+
+
+def test_codes_of_other_settings_are_refused_and_those_of_before_are_not(home: Path) -> None:
+    stored = json.loads((home / "codes" / "manifest.json").read_text())["first_stage"]
+    settings = {**stored["settings"], "GroupNorm.num_groups": 8}
+    for change, message in (
+        ({"settings": settings}, r"whose ddconfig.norm_groups is 8, and the model's is 32"),
+        ({"quantizer": "other.Quantizer"}, "whose quantizer is other.Quantizer, and the model's"),
+    ):
+        folder = changed(home, first_stage={**stored, **change})
+        with pytest.raises(UserError, match=message):
+            train(home, f"data.params.codes={folder}")
+    before = {name: stored[name] for name in ("class", "n_codes", "weights")}
+    later = {**stored, "settings": {**stored["settings"], "FSQ.of_a_later_version": 1}}
+    for first_stage in ({**before, "class": "a.class.that.Moved"}, later):
+        train(home, f"data.params.codes={changed(home, first_stage=first_stage)}", steps=1)
+        shutil.rmtree("logs")
+    command = ["--base", str(home / "transformer.yaml"), f"{FIRST}{home / 'first'}"]
+    encode([*command, "--out", str(changed(home, first_stage=before))])  # which is all there
+    with pytest.raises(UserError, match="another first stage: settings: GroupNorm.num_groups: 8"):
+        folder = changed(home, first_stage={**stored, "settings": settings})
+        encode([*command, "--out", str(folder)])

@@ -31,6 +31,10 @@ def _anything(shapes: Shapes) -> bool:
     return True
 
 
+def _nothing(shapes: Shapes) -> Collection[str]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Layout:
     """A project's way to save its tokenizer.
@@ -50,6 +54,8 @@ class Layout:
             models.
         written: the same as `config` of tensors that were a model of ours, where shapes alone tell
             `config` too little; by default `config`.
+        told_apart: options, by their names in a config, that its code is told apart from files of
+            such shapes.
         container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
@@ -65,6 +71,7 @@ class Layout:
     to_model: Callable[[Tensors], dict[str, Tensor]] = dict
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
     written: Callable[[Shapes], dict[str, Any]] | None = None
+    told_apart: Callable[[Shapes], Collection[str]] = _nothing
     container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:
@@ -96,6 +103,19 @@ def numbers(names: Iterable[str], pattern: str) -> list[int]:
     return sorted({int(match[1]) for name in names if (match := re.match(pattern, name))})
 
 
+def sizes_in(shapes: Shapes, name: str, dimensions: int = 4) -> tuple[int, ...]:
+    """The shape of a tensor: by default of a convolution's weight.
+
+    Raises:
+        LookupError: if there is none of that name.
+        UserError: for another number of dimensions, or an empty one.
+    """
+    shape = shapes[name]
+    if len(shape) != dimensions or 0 in shape:
+        raise UserError(f"'{name}' has shape {list(shape)}, and not {dimensions} dimensions")
+    return shape
+
+
 def multipliers(widths: Sequence[int], ch: int) -> list[int]:
     """Widths of levels as multiples of `ch`.
 
@@ -115,18 +135,18 @@ def ddconfig_of(shapes: Shapes, resolution: int) -> dict[str, Any]:
     Raises:
         UserError, LookupError: for shapes of something else.
     """
-    ch, in_channels, *_ = shapes["encoder.conv_in.weight"]
+    ch, in_channels, *_ = sizes_in(shapes, "encoder.conv_in.weight")
     levels = numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
-    down = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in levels]
-    up = [shapes[f"decoder.up.{i}.block.0.conv1.weight"][0] for i in levels]
+    down = [sizes_in(shapes, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels]
+    up = [sizes_in(shapes, f"decoder.up.{i}.block.0.conv1.weight")[0] for i in levels]
     attends = [i for i in levels if f"encoder.down.{i}.attn.0.norm.weight" in shapes]
-    z_channels = shapes["decoder.conv_in.weight"][1]
+    z_channels = sizes_in(shapes, "decoder.conv_in.weight")[1]
     config: dict[str, Any] = {
-        "double_z": shapes["encoder.conv_out.weight"][0] == 2 * z_channels,
+        "double_z": sizes_in(shapes, "encoder.conv_out.weight")[0] == 2 * z_channels,
         "z_channels": z_channels,
         "resolution": resolution,
         "in_channels": in_channels,
-        "out_ch": shapes["decoder.conv_out.weight"][0],
+        "out_ch": sizes_in(shapes, "decoder.conv_out.weight")[0],
         "ch": ch,
         "ch_mult": multipliers(down, ch),
         "num_res_blocks": len(numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.")),
@@ -144,5 +164,5 @@ def ddconfig_of(shapes: Shapes, resolution: int) -> dict[str, Any]:
 
 def codebook_of(shapes: Shapes) -> tuple[int, int]:
     """(number of codes, their width) by `quantize.embedding.weight`."""
-    n_embed, embed_dim = shapes["quantize.embedding.weight"]
+    n_embed, embed_dim = sizes_in(shapes, "quantize.embedding.weight", 2)
     return n_embed, embed_dim

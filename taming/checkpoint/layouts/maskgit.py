@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from taming.checkpoint.layouts.base import Layout, Shapes, codebook_of, multipliers, numbers
+from taming.checkpoint.layouts.base import (
+    Layout,
+    Shapes,
+    codebook_of,
+    multipliers,
+    numbers,
+    sizes_in,
+)
 
 RESOLUTION = 256
 
 
 def ddconfig_without_attention(shapes: Shapes, resolution: int) -> dict[str, Any]:
     """The `ddconfig` of networks whose levels are `down.<i>.block` and `up.<i>.block` alone."""
-    ch, in_channels, *_ = shapes["encoder.conv_in.weight"]
+    ch, in_channels, *_ = sizes_in(shapes, "encoder.conv_in.weight")
     levels = numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
-    widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in levels]
+    widths = [sizes_in(shapes, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels]
     return {
-        "z_channels": shapes["decoder.conv_in.weight"][1],
+        "z_channels": sizes_in(shapes, "decoder.conv_in.weight")[1],
         "resolution": resolution,
         "in_channels": in_channels,
-        "out_ch": shapes["decoder.conv_out.weight"][0],
+        "out_ch": sizes_in(shapes, "decoder.conv_out.weight")[0],
         "ch": ch,
         "ch_mult": multipliers(widths, ch),
         "num_res_blocks": len(numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.")),

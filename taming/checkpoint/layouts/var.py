@@ -6,19 +6,21 @@ The network and its quantizer are those of arXiv 2404.02905.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taming.checkpoint.layouts.base import (
+    OPTIONAL,
     Layout,
     Shapes,
     Tensors,
     codebook_of,
     ddconfig_of,
     numbers,
+    sizes_in,
 )
 from taming.errors import UserError
 
@@ -43,11 +45,11 @@ def to_model(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def from_model(tensors: Tensors) -> dict[str, Tensor]:
-    """The inverse of `to_model`; what training adds to the quantizer is left out."""
+    """The inverse of `to_model`; what is there for training is left out."""
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         match = _SPLIT.fullmatch(name)
-        if match is None and not name.startswith("quantize.revival."):
+        if match is None and not name.startswith(("quantize.revival.", *OPTIONAL)):
             state[name] = tensor
         elif match is not None and match[2] == "q":
             parts = [tensors[f"{match[1]}.{part}.{match[3]}"] for part in "qkv"]
@@ -61,7 +63,7 @@ def model_section(shapes: Shapes) -> dict[str, Any]:
     Raises:
         UserError: for a number of scales whose sides are not known.
     """
-    n_scales = shapes[HITS][0]
+    n_scales = sizes_in(shapes, HITS, 2)[0]
     if n_scales not in SIDES:
         raise UserError(
             f"it has {n_scales} scales, and only the sides of VAR's own are known, which are "
@@ -71,11 +73,19 @@ def model_section(shapes: Shapes) -> dict[str, Any]:
 
 
 def _with_some_scales(shapes: Shapes) -> dict[str, Any]:
-    """Likewise, of any number of scales, whose sides VAR's code is told apart from its files."""
-    n_scales = shapes[HITS][0]
+    """Likewise, of any number of scales, see `_scales_told_apart`."""
+    n_scales = sizes_in(shapes, HITS, 2)[0]
+    if not _scales_told_apart(shapes):
+        return model_section(shapes)
     section = _section(shapes, n_scales)
     section["params"]["scales"] = list(range(1, n_scales + 1))
     return section
+
+
+def _scales_told_apart(shapes: Shapes) -> Collection[str]:
+    """Sides of scales are told to VAR's code apart from its files, but for numbers of scales that
+    it has itself."""
+    return () if sizes_in(shapes, HITS, 2)[0] in SIDES else ("scales",)
 
 
 def _section(shapes: Shapes, side: int) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def _section(shapes: Shapes, side: int) -> dict[str, Any]:
     n_embed, embed_dim = codebook_of(shapes)
     phis = _convolutions(shapes)
     sizes = {"n_embed": n_embed, "embed_dim": embed_dim, "ddconfig": ddconfig}
-    sizes["kernel_size"] = shapes["quant_conv.weight"][2]
+    sizes["kernel_size"] = sizes_in(shapes, "quant_conv.weight")[2]
     return {"target": TARGET, "params": sizes | phis}
 
 
@@ -117,5 +127,6 @@ LAYOUT = Layout(
     to_model=to_model,
     from_model=from_model,
     written=_with_some_scales,
+    told_apart=_scales_told_apart,
     container="",
 )

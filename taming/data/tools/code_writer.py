@@ -56,10 +56,11 @@ class CodeWriter:
         except ValueError:
             raise UserError(f"{file} is damaged; give an empty folder by --out") from None
         for name, value in self.settings.as_json().items():
-            if stored.get(name) != value:
+            before, now = _as_both_say(stored.get(name), value)
+            if before != now:
                 raise UserError(
                     f"{self.folder} has codes of another {name.replace('_', ' ')}: "
-                    f"{_difference(stored.get(name), value)}; give another folder by --out"
+                    f"{_difference(before, now)}; give another folder by --out"
                 )
 
     def finished(self) -> Manifest | None:
@@ -152,6 +153,23 @@ def _write(file: BinaryIO, whole: ArrayFile, parts: Iterator[np.ndarray]) -> Non
                 f"{part.shape[2:]} in codes; give a crop_size"
             )
         file.write(part.tobytes())
+
+
+def _as_both_say(before: Any, now: Any) -> tuple[Any, Any]:
+    """Descriptions of a stage without what one of them leaves out, as those of earlier versions do:
+    `quantizer`, and some or all `settings`. Other values as they are."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before, now
+    both = before.keys() & now.keys()
+    new = {name for name in ("quantizer", "settings") if name not in both}
+    before, now = ({k: v for k, v in each.items() if k not in new} for each in (before, now))
+    if isinstance(before.get("settings"), dict) and isinstance(now.get("settings"), dict):
+        said = before["settings"].keys() & now["settings"].keys()
+        before, now = (
+            each | {"settings": {key: each["settings"][key] for key in sorted(said)}}
+            for each in (before, now)
+        )
+    return before, now
 
 
 def _difference(stored: Any, own: Any) -> str:

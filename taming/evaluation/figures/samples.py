@@ -13,6 +13,7 @@ from torch import Tensor
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.reading_order import fixed_orders
 from taming.sampling.engine import sample_images
 from taming.sampling.estimate import announced
 from taming.sampling.inputs import inputs_of_example, scaled
@@ -126,11 +127,29 @@ def _request(
     return request_for_inputs(model, inputs)
 
 
+def order_name(model: Net2NetTransformer) -> str:
+    """In which order a model was trained to predict: `order`, "masked", or that of its permuter."""
+    if model.masked:
+        return "masked"
+    order = model.reading.order
+    return order if order is not None and model.reading.any else type(model.permuter).__name__
+
+
 @torch.no_grad()
-def order_picture(model: Net2NetTransformer) -> np.ndarray:
-    """uint8 (h, w, 3): when each token is sampled, from black (first) to white (last)."""
+def order_picture(model: Net2NetTransformer, seed: int = 0) -> np.ndarray | None:
+    """uint8 (h, w, 3): when each token is predicted, from black (first) to white (last).
+
+    Of `order: random` it is the one of its orders that `seed` draws, of `annealed` the last one, by
+    rows; None of a masked model, which has none.
+    """
+    if model.masked:
+        return None
     height, width = trained_shape(model)
     places = torch.arange(height * width, device=model.device)[None]
-    ranks = model.permuter(places, reverse=True)[0].float()  # by position: its place in the order
-    grays = (255 * ranks / max(1, len(ranks) - 1)).round().byte().cpu().view(height, width, 1)
+    ranks = model.permuter(places, reverse=True)[0]  # by position: its place in the order
+    if model.reading.order == "random":
+        ranks = fixed_orders(places, seed)[0].argsort()
+    grays = (
+        (255 * ranks.float() / max(1, len(ranks) - 1)).round().byte().cpu().view(height, width, 1)
+    )
     return grays.expand(-1, -1, 3).numpy()

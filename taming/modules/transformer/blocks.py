@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,19 +22,28 @@ from taming.modules.transformer.variants import (
 Past = Tensor | tuple[Tensor, Tensor]
 
 
-def attention_mask(block_size: int, n_unmasked: int) -> Tensor:
-    """1 where a position (row) may attend to another (column): float32 (1, 1, block, block).
+def allowed_positions(
+    end: int, n_unmasked: int, *, start: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """Whether positions from `start` on (rows) may attend to those before `end` (columns): bool
+    (1, 1, end - start, end).
 
-    For example with block_size 4 and n_unmasked 2, positions 0 and 1 being a condition:
+    For example 4 positions with n_unmasked 2, 0 and 1 being a condition:
 
         1 1 0 0    0 sees 1, which causal attention would hide from it
         1 1 0 0
         1 1 1 0    from here on, a position sees itself and those before it
         1 1 1 1
     """
-    mask = torch.ones(block_size, block_size).tril_()
-    mask[:n_unmasked, :n_unmasked] = 1
-    return mask[None, None]
+    columns = torch.arange(end, device=device)
+    rows = columns[start:, None]
+    together = (rows < n_unmasked) & (columns < n_unmasked)
+    return ((columns <= rows) | together)[None, None]
+
+
+def attention_mask(block_size: int, n_unmasked: int) -> Tensor:
+    """`allowed_positions` of all positions as checkpoints have them: float32, 1 and 0."""
+    return allowed_positions(block_size, n_unmasked).float()
 
 
 class CausalSelfAttention(nn.Module):
@@ -59,9 +70,18 @@ class CausalSelfAttention(nn.Module):
                 self.register_parameter(name, gain)
         if mask is None:
             mask = attention_mask(config.block_size, config.n_unmasked)
-        # Attention does not read it (see `GPT.hidden`), but published checkpoints have one in each
-        # block.
+        # Attention does not read it, as a checkpoint may bring that of another model, but published
+        # checkpoints have one in each block.
         self.register_buffer("mask", mask)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *others: Any
+    ) -> None:
+        """A file's mask may be that of another model, and this one's goes into its checkpoints."""
+        brought = state_dict.get(f"{prefix}mask")
+        if brought is not None and brought.shape == self.mask.shape and not self.mask.is_meta:
+            state_dict[f"{prefix}mask"] = self.mask
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def gains(self) -> list[Tensor]:
         """Those of `normalize_heads`, of queries and keys; none by default."""
@@ -82,7 +102,7 @@ class CausalSelfAttention(nn.Module):
         Args:
             layer_past: keys and values (B, nh, T', hs) of the T' positions before, in a pair or
                 stacked.
-            allowed: bool (1, 1, T, T' + T), by default that of the mask.
+            allowed: bool (1, 1, T, T' + T), by default `allowed_positions`.
             rotation: see `project`.
             keep: without, there is None for keys and values, which saves a copy of them.
         """
@@ -92,7 +112,9 @@ class CausalSelfAttention(nn.Module):
             (past_k, past_v), start = layer_past, layer_past[0].shape[-2]
             k, v = torch.cat((past_k, k), dim=-2), torch.cat((past_v, v), dim=-2)
             if allowed is None:
-                allowed = self.mask[..., start : k.shape[2], : k.shape[2]].bool()
+                allowed = allowed_positions(
+                    k.shape[2], self.n_unmasked, start=start, device=x.device
+                )
         return self.attend(q, k, v, allowed), present
 
     def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +140,8 @@ class CausalSelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Queries (B, nh, T, hs) at keys and values of as many or more positions -> (B, T, C)."""
         if allowed is None and self.n_unmasked:
-            allowed = self.mask[..., : q.shape[2], : k.shape[2]].bool()
+            allowed = allowed_positions(k.shape[2], self.n_unmasked, device=q.device)
+            allowed = allowed[..., : q.shape[2], :]
         dropout = self.attn_drop.p if self.training else 0.0
         y = attention(q, k, v, allowed, dropout)
         y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)

@@ -15,7 +15,12 @@ from taming.config_values import Count, CountOrZero, FractionBelowOne, Range
 from taming.errors import UserError
 from taming.limits import check_memory
 from taming.modules.linear import Linear
-from taming.modules.transformer.blocks import Block, CausalSelfAttention, attention_mask
+from taming.modules.transformer.blocks import (
+    Block,
+    CausalSelfAttention,
+    allowed_positions,
+    attention_mask,
+)
 from taming.modules.transformer.variants import (
     ClassEmbedding,
     GPTConfig,
@@ -194,7 +199,7 @@ class GPT(nn.Module):
         """Which positions see which, (1, 1, length, length); None for causal attention."""
         if not self.config.see_all:  # torch has kernels for causal attention that read no mask
             return None
-        return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
+        return allowed_positions(length, self.config.see_all, device=self.pos_emb.device)
 
     def _run(self, block: nn.Module, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
         # A block of a user's takes the published arguments.
@@ -269,7 +274,7 @@ class GPT(nn.Module):
         end = start + x.shape[1]
         x = self.drop(x + self.positions()[:, start:end])
         rotation = self.rotations(slice(start, end))
-        allowed = self.get_buffer("blocks.0.attn.mask")[..., start:end, :end].bool()
+        allowed = allowed_positions(end, self.config.see_all, start=start, device=x.device)
         extras = {"allowed": allowed, "rotation": rotation}
         presents = []
         for number, block in enumerate(self.blocks):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.checkpoint import load_weights
 from taming.errors import UserError
 from taming.modules.transformer import gpt as gpt_module
 from taming.modules.transformer.mingpt import (
@@ -248,3 +249,23 @@ def test_key_bias_has_no_gradient() -> None:
     grads = {name: p.grad for name, p in model.named_parameters()}
     assert not grads["blocks.1.attn.key.bias"].any()  # there, as DDP needs it, but zero
     assert all(grad.any() for name, grad in grads.items() if not name.endswith("key.bias"))
+
+
+@pytest.mark.parametrize("option", [{"attention": "full"}, {"n_unmasked": 3}])
+def test_a_checkpoint_brings_no_attention_of_its_own(option: dict[str, Any]) -> None:
+    """Its mask is that of the model it was of; which positions are seen is said by the config."""
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16}
+    causal, own = GPT(10, 8, **sizes).eval(), GPT(10, 8, **sizes, **option).eval()
+    fill_by_name(causal)
+    mask = own.get_buffer("blocks.0.attn.mask").clone()
+    load_weights(own, causal.state_dict(), source="x.ckpt")
+    tokens = torch.randint(10, (2, 8), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 2] = (tokens[:, 2] + 1) % 10
+    assert not torch.equal(own(tokens)[0][:, 0], own(changed)[0][:, 0])  # it sees what comes later
+    assert torch.equal(causal(tokens)[0][:, 0], causal(changed)[0][:, 0])
+    for name, tensor in own.state_dict().items():
+        if name.endswith("attn.mask"):
+            assert torch.equal(tensor, mask), name
+    causal.load_state_dict(own.state_dict())  # and back
+    assert torch.equal(causal(tokens)[0][:, 0], causal(changed)[0][:, 0])
