@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from taming.demo.desk import Desk
@@ -38,12 +40,13 @@ def choose_others(desk: Desk) -> tuple[SampleSettings, dict[str, str]]:
     top_k = int(columns[1].number_input("Top k of B", 1, codes, min(100, codes), key="top_k of B"))
     top_p = columns[2].slider("Top p of B", 0.01, 1.0, 1.0, 0.01, key="top_p of B")
     changed = {"temperature": str(temperature), "top_k": str(top_k), "top_p": str(top_p)}
-    guidance, schedule = own.guidance, own.guidance_schedule
+    other = replace(own, temperature=temperature, top_k=top_k, top_p=top_p)
     if desk.model.cond_drop:
         guidance = columns[0].slider("Guidance of B", 0.0, 10.0, 1.0, 0.25, key="guidance of B")
         schedule = columns[1].selectbox("Schedule of B", list(SCHEDULES), key="schedule of B")
         changed |= {"guidance": str(guidance), "schedule": schedule}
-    return SampleSettings(temperature, top_k, top_p, guidance, schedule), changed
+        other = replace(other, guidance=guidance, guidance_schedule=schedule)
+    return other, changed  # in all else, such as order and steps, as A
 
 
 def show_pair(first: Drawn, second: Drawn) -> None:

@@ -16,7 +16,7 @@ from taming.pictures import to_pillow
 from taming.sampling import SampleSettings
 from taming.sampling.completion import HALVES, keep_mask
 from taming.sampling.inputs import SampleInputs
-from taming.sampling.settings import ORDERS, SCHEDULES
+from taming.sampling.settings import INWARDS, ORDERS, RASTER, SCHEDULES
 from taming.sampling.sizes import pixels_per_token, trained_shape
 
 MOST_IMAGES = 16  # of one press of the button
@@ -47,11 +47,12 @@ def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
         return {"steps": choices.number("Steps", "steps", (1, codes), min(STEPS, codes))}
     if not model.reading.any:
         return {}
-    order = choices.choice("Order", "order", list(ORDERS))
+    usual = ORDERS.index(RASTER if model.reading.ends_by_rows else INWARDS)
+    order = choices.choice("Order", "order", list(ORDERS), default=usual)
     steps = choices.number("Steps", "steps", (1, codes), codes)
     if steps < codes:
         return {"order": order, "steps": steps}
-    return {} if order == ORDERS[0] else {"order": order}  # which other sizes have, too
+    return {} if order == ORDERS[usual] else {"order": order}  # which other sizes have, too
 
 
 def choose_kept(

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks, world_size
-from taming.models.codes import (
-    CodeHistogram,
-    CodesInterface,
+from taming.models.code_use import (
     codebook_uses,
     counted_codes,
     counted_indices,
     names_of_uses,
 )
+from taming.models.codes import CodeHistogram, CodesInterface
 from taming.models.result_checks import (
     checked_codes,
     checked_images,

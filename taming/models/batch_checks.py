@@ -16,6 +16,7 @@ from taming.models.first_stage import FirstStage
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
+from taming.modules.vqvae.codebook import index_count
 
 log = logging.getLogger(__name__)
 
@@ -125,4 +126,4 @@ def token_count(stage: object) -> int:
     """How many different tokens conditions become, as far as their stage says; 0 otherwise."""
     if isinstance(stage, CoordStage):
         return stage.n_embed
-    return stage.quantize.n_e if isinstance(stage, CodesInterface | KMeans) else 0
+    return index_count(stage.quantize) if isinstance(stage, CodesInterface | KMeans) else 0

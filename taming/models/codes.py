@@ -256,13 +256,8 @@ def codebook_use(counts: Tensor) -> tuple[float, float]:
 
 
 def level_sizes(quantizer: CodeTable) -> Mapping[str, int]:
-    """How many codes each level has; of a quantizer of one level, nothing."""
+    """How many indices each level has; of a quantizer of one level, nothing."""
     return quantizer.level_sizes if isinstance(quantizer, SeveralLevels) else {}
-
-
-def counted_codes(quantizer: CodeTable) -> int:
-    """How many codes are counted apart: those of each level, also where levels share a table."""
-    return sum(level_sizes(quantizer).values()) or quantizer.n_e
 
 
 def split_levels(quantizer: SeveralLevels, indices: Tensor, size: Size | None) -> dict[str, Tensor]:
@@ -284,39 +279,3 @@ def decoded(stage: FirstStage, indices: Tensor, size: Size) -> Tensor:
     if isinstance(stage, CodesInterface) and isinstance(stage.quantize, SizedLevels):
         return stage.decode_indices(indices, size)
     return stage.decode_indices(indices)
-
-
-def counted_indices(quantizer: CodeTable, indices: Tensor, size: Size | None = None) -> Tensor:
-    """Indices [B, ...] as those of one table, in which the levels' codes follow one another.
-
-    The result is [B, n], n the number of an image's indices; `size` is as in `split_levels`.
-    """
-    if not isinstance(quantizer, SeveralLevels):
-        return indices
-    flat, first = [], 0
-    for name, level in split_levels(quantizer, indices, size).items():
-        flat.append(level.flatten(1) + first)
-        first += quantizer.level_sizes[name]
-    return torch.cat(flat, dim=1)
-
-
-def codebook_uses(quantizer: CodeTable, counts: Tensor) -> dict[str, float]:
-    """`codebook_usage` and `codebook_perplexity` by counts of `counted_indices`, [counted_codes];
-    of several levels also those of each, such as `codebook_usage_top`."""
-    sizes = level_sizes(quantizer)
-    shared = sum(sizes.values()) > quantizer.n_e
-    parts = {"": counts.reshape(-1, quantizer.n_e).sum(dim=0) if shared else counts}
-    if sizes:
-        of_levels = counts.split(list(sizes.values()))
-        parts |= {f"_{name}": part for name, part in zip(sizes, of_levels, strict=True)}
-    uses: dict[str, float] = {}
-    for level, of_level in parts.items():
-        used, perplexity = codebook_use(of_level)
-        uses |= {f"codebook_usage{level}": used, f"codebook_perplexity{level}": perplexity}
-    return uses
-
-
-def names_of_uses(quantizer: CodeTable) -> set[str]:
-    """The names of what `codebook_uses` gives."""
-    levels = ("", *(f"_{name}" for name in level_sizes(quantizer)))
-    return {f"codebook_{of}{level}" for of in ("usage", "perplexity") for level in levels}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from taming.modules.util import ConditionKind, Encoding
+from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import CodeTable
 
 
@@ -142,5 +143,4 @@ def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
 
 def index_count(stage: FirstStage) -> int:
     """How many different indices a first stage gives: fewer than codes, if they are remapped."""
-    count: int = getattr(stage.quantize, "re_embed", stage.quantize.n_e)
-    return count
+    return codebook.index_count(stage.quantize)

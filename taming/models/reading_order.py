@@ -71,6 +71,11 @@ class ReadingOrder:
         """Whether codes are read in any order, and not in one."""
         return self.order in ("random", "annealed")
 
+    @property
+    def ends_by_rows(self) -> bool:
+        """Whether all images are read row by row in the end, when other orders are forgotten."""
+        return self.order == "annealed" and self.by_rows in (None, 1)
+
     def raster_share(self, step: int, run: RunLength) -> float:
         """The share of images that are read row by row in a step, counted from 0.
 

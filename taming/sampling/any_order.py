@@ -2,13 +2,16 @@
 once; and samples of models that fill in masked codes.
 
 What is kept of an image is read first, row by row, wherever it lies; then the rest is sampled, by
-default from there inwards.
+default from there inwards. Models that were annealed to rows have forgotten that: by default they
+sample row by row, and read what is kept in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from taming.errors import UserError
@@ -18,6 +21,7 @@ from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import (
     CONFIDENCE_NOISE,
     STEPS,
+    Turn,
     confidence_in,
     fill_in,
     gumbel,
@@ -100,12 +104,21 @@ def _check_shape(
         )
 
 
+def with_default_order(model: Net2NetTransformer, settings: SampleSettings) -> SampleSettings:
+    """The settings, of a model that was annealed to rows in that order if they name none."""
+    if not model.reading.ends_by_rows or settings.order is not None:
+        return settings
+    return replace(settings, order=RASTER)
+
+
 def sample_in_any_order(
     decoder: CachedDecoder,
     prompt: Tensor,
     known: Tensor | None,
     chance: Chance,
     report: Callable[[Tensor, int], None],
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     """Codes (B, n) by rows: those that are known first, then the others in the settings' orders.
 
@@ -113,19 +126,24 @@ def sample_in_any_order(
         prompt: (copies * B, T), of the condition.
         known: (B, h, w), -1 where to sample.
         report: called with all codes, by rows, and how many of them have been sampled.
+        in_place: row by row, known codes are read at their places, and not first; in steps they
+            are.
     """
     settings, copies = chance.settings, len(prompt) // len(chance.streams)
-    orders = _orders(chance, known)
+    in_place = in_place and settings.order == RASTER and settings.steps is None
+    orders = chance.orders() if in_place else _orders(chance, known)
     ordered = None if known is None else in_order(known.flatten(1), orders)
     path = path_of(orders, prompt.shape[1]).repeat(copies, 1)
-    unknown = chance.length if ordered is None else int((ordered < 0).any(0).sum())
+    missing = torch.ones_like(orders) if ordered is None else ordered < 0  # (B, n)
+    sampled = missing.any(0).cumsum(0).tolist()  # how many are, after each place of the orders
+    unknown: int = sampled[-1]
     if settings.steps is None:
         codes = generate(
             _OnPath(decoder, path),
             prompt,
             chance.length,
             chance.pick,
-            lambda codes, n: report(by_rows(codes, orders), n + 1 - chance.length + unknown),
+            lambda codes, n: report(by_rows(codes, orders), sampled[n]),
             known=ordered,
             copies=copies,
         )
@@ -186,11 +204,12 @@ def fill_in_masked(
     steps = min(settings.steps or STEPS, chance.length)
     numbers, kept = chance.numbers_of_steps(steps), int((known >= 0).all(0).sum())
 
-    def pick(logits: Tensor, step: int, share: float) -> tuple[Tensor, Tensor]:
-        guided = chance.guide(logits, share)
-        codes = chance.choose(guided, numbers[:, step, 0])
-        scale = settings.confidence_noise * (1 - (step + 1) / steps)
-        noise = scale * gumbel(numbers[:, step, 1]) if settings.temperature else 0.0
+    def pick(logits: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        guided = chance.guide(logits, turn.shares)
+        of_codes, of_noise = numbers[:, turn.number].unbind(1)  # (B, n) each
+        codes = chance.choose(guided, of_codes)
+        scale = settings.confidence_noise * turn.noise  # (B, 1)
+        noise = scale * gumbel(of_noise) if settings.temperature else 0.0
         return codes, confidence_in(codes, guided, noise)
 
     return fill_in(

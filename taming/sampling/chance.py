@@ -42,9 +42,9 @@ class Chance:
         stop = done + logits.shape[1]
         return self.choose(self.guide(logits, done / self.length), self.uniform[:, done:stop])
 
-    def guide(self, logits: Tensor, share: float) -> Tensor:
+    def guide(self, logits: Tensor, share: float | Sequence[float]) -> Tensor:
         """Logits (B, ..., n_codes) from logits (copies * B, ..., V), where a share of the image is
-        there."""
+        there, or of each."""
         return self.settings.guide(logits[..., : self.n_codes], share)
 
     def choose(self, guided: Tensor, numbers: Tensor) -> Tensor:

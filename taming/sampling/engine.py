@@ -23,7 +23,12 @@ from taming.modules.transformer.own_methods import (
 )
 from taming.modules.transformer.permuter import Identity
 from taming.modules.transformer.plain import device_of
-from taming.sampling.any_order import check_way, fill_in_masked, sample_in_any_order
+from taming.sampling.any_order import (
+    check_way,
+    fill_in_masked,
+    sample_in_any_order,
+    with_default_order,
+)
 from taming.sampling.chance import Chance
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
@@ -175,6 +180,7 @@ class TokenSampler:
         self.window = trained_shape(self.model)
         self.copies = 2 if self.settings.guided else 1
         check_settings(self.model, self.settings, self.shape, self.compiled)
+        self.settings = with_default_order(self.model, self.settings)
         self._decoder: Decoder | None = None
         self._weights: Weights | OwnMethods | None = None
 
@@ -253,7 +259,8 @@ class TokenSampler:
             )
         decoder = self._decoder_of(prompt.shape[1] + chance.length - 1)
         assert isinstance(decoder, CachedDecoder)
-        return sample_in_any_order(decoder, prompt, known, chance, report)
+        in_place = self.model.reading.ends_by_rows
+        return sample_in_any_order(decoder, prompt, known, chance, report, in_place=in_place)
 
     @torch.no_grad()
     def _sample_at_once(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:

@@ -152,16 +152,24 @@ class TokenSettings:
         """Whether the logits without the condition are needed."""
         return self.guidance != 1
 
-    def guide(self, logits: Tensor, progress: float) -> Tensor:
-        """Logits (B, V) from `logits` (2 B, V): with the condition, then without it.
+    def guide(self, logits: Tensor, progress: float | Sequence[float]) -> Tensor:
+        """Logits (B, ..., V) from `logits` (2 B, ..., V): with the condition, then without it.
 
-        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, `logits`.
+        `progress` is the share of the image that is sampled, in [0, 1), or that of each of the B.
+        Without guidance, `logits`.
         """
         if not self.guided:
             return logits
-        scale = 1 + (self.guidance - 1) * SCHEDULES[self.guidance_schedule](progress)
-        conditional, free = logits.chunk(2)  # (B, V) each
-        return torch.lerp(free, conditional, scale)
+        conditional, free = logits.chunk(2)  # (B, ..., V) each
+        if isinstance(progress, Sequence):
+            scales = torch.tensor([self._scale(of_one) for of_one in progress])
+            each = scales.to(logits).view(-1, *[1] * (logits.dim() - 1))
+            return torch.lerp(free, conditional, each)
+        return torch.lerp(free, conditional, self._scale(progress))
+
+    def _scale(self, progress: float) -> float:
+        """Of the guidance, where this share of an image is sampled."""
+        return 1 + (self.guidance - 1) * SCHEDULES[self.guidance_schedule](progress)
 
     def pick(self, logits: Tensor, uniform: Tensor, top_k: Tensor | None = None) -> Tensor:
         """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1).
@@ -185,7 +193,7 @@ class SampleSettings(TokenSettings):
         "in which codes are sampled, for models of order: random or annealed: inwards (from what "
         "is kept into the holes; by rows, if nothing is), raster, random (each sample's own, by "
         "seed and number), or all places, as 3,0,1,2; by default random with --steps and inwards "
-        "without",
+        "without, and raster for models that were annealed to it",
         parse=parse_order,
     )
     steps: int | None = flag(

@@ -180,6 +180,41 @@ def test_two_settings_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert captions(page)[-1] == "image 2"
 
 
+FULL = {"attention": "full", "block_size": 17, "vocab_size": 24}
+IN_STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "masked": (transformer_config(FULL), {"steps": 4}),
+    "any": (
+        transformer_config({"target_positions": True}, order="random"),
+        {"order": "raster", "steps": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_STEPS)
+def test_what_b_has_no_choice_of_is_as_it_is_of_a(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config, way = IN_STEPS[name]
+    run = tiny_run(Path(name), config)
+    link = "&".join(f"{key}={value}" for key, value in way.items())
+    page = app(monkeypatch, run, link=link)
+    calls = note_calls(monkeypatch)
+    page.button(key="compare").click().run()
+    assert not page.exception and not page.error
+    (_, first, _), (_, second, _) = calls
+    assert first == SampleSettings(1.0, 20, 1.0, **way)
+    assert second == SampleSettings(0.7, 20, 1.0, **way)
+    drawn = page.session_state.comparison[1]
+    link = "&".join(f"{key}={value}" for key, value in drawn.link.items())
+    assert sampled(app(monkeypatch, run, link=link)) == drawn.image  # as the link of B says
+
+
+def test_annealed_models_have_rows_as_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformer_config({"target_positions": True}, order="annealed")
+    page = app(monkeypatch, tiny_run(Path("annealed"), config))
+    assert page.selectbox(key="order").value == "raster"
+
+
 def test_files_of_names_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     from taming.demo.arguments import PageArguments
 

@@ -23,6 +23,9 @@ from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import Labelator
 from tests.kit.models import build, first_stage_config, transformer_config
+from tests.support import GOLDEN
+
+USED = str(GOLDEN / "used.npy")  # 13 codes
 
 
 def test_images_are_of_the_models_channels_and_whole_codes() -> None:
@@ -121,6 +124,7 @@ def test_values_that_are_not_finite_are_named(
         (nn.Identity, (7, 4), 4, 0),
         (lambda: CoordStage(20, 4), (7, 1, 8, 12), 6, 20),
         (lambda: build(first_stage_config()), (7, 3, 8, 12), 24, 12),
+        (lambda: build(first_stage_config(n_embed=40, remap=USED)), (7, 3, 8, 12), 24, 13),
         (lambda: KMeans(9), (7, 3, 8, 12), 96, 9),
         (nn.Identity, (7, 3, 8, 12), None, 0),
     ],

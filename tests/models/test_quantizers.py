@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.tasks.quantizers import bits_of
+from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.guidance import CodeGrids
 from tests.kit.datasets import images
 from tests.kit.models import build, first_stage_config, transformer_config
 from tests.kit.parts import PARTS
 from tests.kit.training import fit
+from tests.support import GOLDEN
 
 VQ = "taming.modules.vqvae."
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -81,8 +85,44 @@ def test_training_logs_the_use_of_every_level(tmp_path: Path) -> None:
     assert model.logged_names() >= {name for name in logged if "codebook" in name}
 
 
-QUANTIZERS = ("CosineQuantizer", "FSQ", "FSQ, symmetric", "LFQ", "BSQ", "IBQ", "SimVQ")
-QUANTIZERS += ("ResidualQuantizer", "GroupedQuantizer")
+# ---------------------------------------------------------------------- remapped indices
+
+
+@pytest.fixture(scope="module")
+def remapped() -> Any:
+    """Two groups of 13 of 40 codes, and an index for the others."""
+    inner: dict[str, Any] = {"n_e": 40, "e_dim": 2, "beta": 0.25}
+    inner |= {"remap": str(GOLDEN / "used.npy"), "unknown_index": "extra"}
+    nearest = {"target": VQ + "nearest.VectorQuantizer2", "params": inner}
+    grouped = {"groups": 2, "quantizer_config": nearest}
+    section = {"target": VQ + "grouped.GroupedQuantizer", "params": grouped}
+    torch.manual_seed(0)
+    sizes = {"n_embed": None, "embed_dim": None}
+    return build(first_stage_config(quantizer_config=section, **sizes)).eval()
+
+
+@torch.no_grad()
+def test_guidance_starts_from_remapped_codes(remapped: Any) -> None:
+    grids = CodeGrids.of(remapped)
+    image = grids.decode(grids.look_up(grids.encode(X[:1])), (8, 12))
+    indices = remapped.encode_to_indices(X[:1])
+    torch.testing.assert_close(image, remapped.decode_indices(indices))
+
+
+def test_evaluation_of_remapped_codes(remapped: Any) -> None:
+    scores = score_first_stage(remapped, [X])
+    with torch.no_grad():
+        indices = remapped.encode_to_indices(X)
+    used = sum(len(level.unique()) for level in indices.unbind(3))
+    assert scores["codebook_usage"] == pytest.approx(used / 28)
+    assert bits_of(remapped.quantize, indices[:1]) == pytest.approx(2 * 96 * math.log2(14))
+    with pytest.raises(UserError, match="from 0 to 13; these are from"):
+        remapped.decode_indices(indices + 14)
+
+
+QUANTIZERS = ("VectorQuantizer2", "EMAVectorQuantizer", "GumbelQuantize", "CosineQuantizer", "FSQ")
+QUANTIZERS += ("FSQ, symmetric", "LFQ", "BSQ", "IBQ", "SimVQ", "ResidualQuantizer")
+QUANTIZERS += ("GroupedQuantizer", "MultiScaleQuantizer")
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

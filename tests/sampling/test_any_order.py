@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models.reading_order import ReadingOrder
 from taming.modules.transformer.orders import (
     in_order,
     inwards,
@@ -108,6 +109,46 @@ def test_each_code_has_its_conditional_given_all_before_it(
             done += len(group)
 
 
+@pytest.mark.parametrize("order", [None, "raster"])
+def test_annealed_models_go_row_by_row_and_read_what_is_kept_at_its_place(
+    order: str | None,
+) -> None:
+    """As in the rows that their training ended in."""
+    annealed, seen = make(TOLD, order="annealed"), list[Progress]()
+    other = HOLE.flip(0, 1)  # the lower right quarter
+    requests = [replace(REQUESTS[n], known=known) for n, known in enumerate((HOLE, other))]
+    got = indices(annealed, requests, SampleSettings(order=order), on_step=seen.append)
+    rows, uniform = torch.arange(16)[None], uniforms(0, STREAMS, 16)
+    for row, request in enumerate(requests):
+        assert request.known is not None
+        expected = request.known.flatten().clone()
+        for place in range(16):
+            if expected[place] < 0:
+                read = torch.cat((torch.tensor(request.prompt), expected[:place]))[None]
+                path = path_of(rows, 1)[:, : place + 2]
+                logits = annealed.transformer(read, path=path)[0][:, -1, :20]
+                expected[place] = SampleSettings().pick(logits, uniform[row, place][None])[0]
+        assert torch.equal(got[row], expected)
+    done = [step.done for step in seen]
+    assert done == sorted(done) and done[0] == 1 and done[-1] == seen[0].total == 8
+
+
+def test_what_annealed_models_do_when_asked_for_more(model: Any) -> None:
+    annealed = make(TOLD, order="annealed")
+    shared = make(TOLD, order="annealed", raster_share=0.5)  # which keeps other orders
+    for request in (REQUESTS[0], replace(REQUESTS[0], known=HOLE)):
+        for own, other in (
+            ({"steps": 3}, {"steps": 3, "order": "raster"}),
+            ({"order": "inwards"}, {"order": "inwards"}),
+            ({"order": "random", "steps": 3}, {"steps": 3}),
+        ):
+            got = indices(annealed, [request], SampleSettings(**own))
+            assert torch.equal(got, indices(model, [request], SampleSettings(**other)))
+        assert torch.equal(indices(shared, [request]), indices(model, [request]))
+    assert not ReadingOrder("random", by_rows=1.0).ends_by_rows
+    assert ReadingOrder("annealed", by_rows=1.0).ends_by_rows
+
+
 def test_samples_do_not_depend_on_the_batch_and_bars_count_codes(model: Any, masked: Any) -> None:
     for one, settings in ((model, SETTINGS[2]), (model, SETTINGS[4]), (masked, SampleSettings())):
         seen: list[Progress] = []
@@ -149,6 +190,58 @@ def test_images_with_different_holes_share_a_batch(model: Any, masked: Any) -> N
             assert got.max() < 20
     alone = [indices(model, [one], SampleSettings(order="inwards"))[0] for one in requests]
     assert torch.equal(torch.stack(alone)[1], indices(model, requests[1:2])[0])
+
+
+def filled_in(model: Any, request: Request, settings: SampleSettings, seed: int) -> Tensor:
+    """One image by whole passes, as arXiv 2202.04200 (section 3.3) describes it."""
+    asked = settings.steps or 8
+    uniform = uniforms(seed, [request.stream], asked * 2 * 16).view(asked, 2, 16)
+    known = torch.full((16,), -1) if request.known is None else request.known.flatten()
+    own_k = settings.own_top_k(seed, [request.stream])
+    codes, masked = known.clone(), int((known < 0).sum())
+    turns = min(asked, masked)
+    for turn, left in enumerate(left_after(masked, turns, settings.step_schedule)):
+        read = codes.where(codes >= 0, torch.tensor(23))
+        prompts = [request.prompt[0], 23][: 2 if settings.guided else 1]
+        rows = [torch.cat((torch.tensor([prompt]), read)) for prompt in prompts]
+        logits = model.transformer(torch.stack(rows))[0][:, 1:, :20]  # (copies, 16, V)
+        done = int((codes >= 0).sum()) / 16
+        rise = {"constant": 1.0, "linear": done}[settings.guidance_schedule]
+        scale = 1 + (settings.guidance - 1) * rise
+        guided = logits[-1] + scale * (logits[0] - logits[-1]) if settings.guided else logits[0]
+        k = None if own_k is None else torch.tensor(own_k * 16)
+        new = settings.pick(guided, uniform[turn, 0], k)
+        sure = guided.log_softmax(-1)[torch.arange(16), new]
+        if settings.temperature:
+            noise = -torch.log(-torch.log(uniform[turn, 1]))
+            sure = sure + settings.confidence_noise * (1 - (turn + 1) / turns) * noise
+        count = int((codes < 0).sum()) - left
+        places = sure.masked_fill(codes >= 0, -torch.inf).argsort(descending=True)[:count]
+        codes[places] = new[places]
+    return codes
+
+
+@pytest.mark.parametrize("hole", [None, HOLE], ids=["whole", "hole"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SampleSettings(),
+        SampleSettings(temperature=0.7, confidence_noise=1.5, steps=3),
+        SampleSettings(temperature=0),
+        SampleSettings(steps=16, top_k=(2, 20)),
+        SampleSettings(guidance=3.0, steps=6, step_schedule="linear"),
+        SampleSettings(guidance=3.0, guidance_schedule="linear", confidence_noise=0.0),
+        SampleSettings(guidance=4.0, guidance_schedule="linear", steps=12, confidence_noise=9.0),
+    ],
+)
+def test_masked_codes_are_those_of_the_written_out_steps(
+    masked: Any, settings: SampleSettings, hole: Tensor | None
+) -> None:
+    """In batches of whole images and of ones with a hole, in which fewer codes than steps are."""
+    requests = [replace(request, known=hole) for request in REQUESTS] + REQUESTS[:1]
+    got = indices(masked, requests, settings, seed=5)
+    for row, request in enumerate(requests):
+        assert torch.equal(got[row], filled_in(masked, request, settings, seed=5))
 
 
 def test_masked_codes_follow_settings(masked: Any) -> None:

@@ -29,6 +29,7 @@ from taming.evaluation.sources.images import ImageSource, Manifest, State
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage_cost import Speed, measure_speed, parameter_counts
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator, reconstruct
+from taming.models.code_use import code_count
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
@@ -79,7 +80,7 @@ class LoadedFirstStage:
             "global_step": self.global_step,
             "model": type(self.model).__name__,
             "f": self.model.downsampling_factor,
-            "codes": self.model.quantize.n_e,
+            "codes": code_count(self.model.quantize),
         }
 
 

@@ -130,8 +130,7 @@ def use_of_codes(results: Sequence[FirstStageResult]) -> str:
     phrases = []
     for result in results:
         codes = result.reconstructions["codes"]
-        # Levels that share their codes are counted apart.
-        used = int((result.counts.reshape(-1, codes).sum(0) > 0).sum())
+        used = round(result.metrics["codebook_usage"] * codes)  # `counts` are apart by level
         phrases.append(f"{result.name} {used:,} of {codes:,} ({used / codes:.1%})")
     return f"Codes in use: {', '.join(phrases)}. {ANCHOR}"
 

@@ -37,7 +37,8 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import PreparedSource, model_input
-from taming.models.codes import counted_codes, counted_indices, size_of_codes
+from taming.models.code_use import counted_codes, counted_indices
+from taming.models.codes import size_of_codes
 from taming.models.first_stage import FirstStage, GivesLatents
 
 HISTOGRAM, CODES, LATENTS = "histogram", "codes", "latents"

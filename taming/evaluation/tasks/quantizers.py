@@ -23,7 +23,7 @@ from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, LoadedFirstStage
 from taming.evaluation.tasks.report import SEED, WEIGHTS, read_labeled, similar_groups
-from taming.modules.vqvae.codebook import CodeTable, SeveralLevels
+from taming.modules.vqvae.codebook import CodeTable, SeveralLevels, index_count
 
 BY = "FID by a small classifier of the training images: comparable within this data alone"
 # Columns of the table: title and style by metric.
@@ -94,9 +94,9 @@ def evaluate(
 
 
 def bits_of(quantizer: CodeTable, indices: Tensor) -> float:
-    """Bits that the indices [1, ...] of an image take, each as log2 of its level's codes."""
+    """Bits that the indices [1, ...] of an image take, each as log2 of how many its level has."""
     if not isinstance(quantizer, SeveralLevels):
-        return indices.numel() * math.log2(quantizer.n_e)
+        return indices.numel() * math.log2(index_count(quantizer))
     sizes = quantizer.level_sizes
     levels = quantizer.split_levels(indices)
     return sum(level.numel() * math.log2(sizes[name]) for name, level in levels.items())

@@ -31,14 +31,8 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import model_input
-from taming.models.codes import (
-    CodeHistogram,
-    codebook_uses,
-    counted_codes,
-    counted_indices,
-    decoded,
-    size_of_codes,
-)
+from taming.models.code_use import codebook_uses, counted_codes, counted_indices
+from taming.models.codes import CodeHistogram, decoded, size_of_codes
 from taming.models.first_stage import FirstStage
 
 # What reports and scripts/reconstruct.py say of a first stage.

@@ -7,7 +7,8 @@ place of those that are not known, and predict every code where it stands.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,12 +63,30 @@ def confidence_in(codes: Tensor, logits: Tensor, noise: Tensor | float) -> Tenso
     return logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0] + noise
 
 
+class Turn(NamedTuple):
+    """A step of `fill_in`, as it is of each image of a batch, whatever the others are."""
+
+    number: int
+    """From 0."""
+    shares: Sequence[float]
+    """B, how much of the image's codes is known."""
+    left: Sequence[int]
+    """B, how many codes are masked after it."""
+    noise: Tensor
+    """(B, 1), how much of the confidence's noise is left: none in the last step that an image
+    takes (section 3.3)."""
+
+
+Pick = Callable[[Tensor, Turn], tuple[Tensor, Tensor]]
+"""Codes (B, n), and how confident it is of each, from logits (copies * B, n, V)."""
+
+
 @torch.inference_mode()
 def fill_in(
     weights: Weights,
     condition: Tensor,
     known: Tensor,
-    pick: Callable[[Tensor, int, float], tuple[Tensor, Tensor]],
+    pick: Pick,
     *,
     mask_token: int,
     steps: int = STEPS,
@@ -80,32 +99,33 @@ def fill_in(
 
     Args:
         condition: (copies * B, T), see `decoding.generate`.
-        pick: `pick(logits, step, share)` gives codes (B, n) and how confident it is of each, from
-            logits (copies * B, n, V); `share` of the codes are known.
-        steps: at most; fewer if fewer codes are masked.
+        steps: at most; an image takes fewer if fewer of its codes are masked.
         on_step: called with the codes so far (B, n), -1 where there is none, and how many there
             are at least in every row.
     """
     copies, length = len(condition) // len(known), known.shape[1]
-    masked = (known < 0).sum(1).tolist()
-    steps = min(steps, max(masked, default=0))
-    left = torch.tensor([_padded(left_after(count, steps, schedule), steps) for count in masked])
     codes, done = known.clone(), known >= 0
-    for step in range(steps):
+    for turn in _turns((~done).sum(1).tolist(), length, steps, schedule):
         read = codes.masked_fill(~done, mask_token).repeat(copies, 1)
-        share = 1 - float(max(masked) if not step else left[:, step - 1].max()) / length
-        new, confidence = pick(code_logits(weights, condition, read), step, share)
-        counts = (~done).sum(1) - left[:, step].to(codes.device)
+        at_device = turn._replace(noise=turn.noise.to(codes.device))
+        new, confidence = pick(code_logits(weights, condition, read), at_device)
+        counts = (~done).sum(1) - torch.tensor(turn.left).to(codes.device)
         chosen = most_confident(confidence.masked_fill(done, -math.inf), counts) & ~done
         codes, done = torch.where(chosen, new, codes), done | chosen
         if on_step is not None:
-            on_step(codes, length - int(left[:, step].max()))
+            on_step(codes, length - max(turn.left))
     return codes.clone()
 
 
-def _padded(left: list[int], steps: int) -> list[int]:
-    """With nothing left in further steps."""
-    return left + [0] * (steps - len(left))
+def _turns(masked: Sequence[int], length: int, steps: int, schedule: str) -> Iterator[Turn]:
+    """The steps of images of which so many codes are `masked`: as many as the longest needs."""
+    all_left, before = [left_after(count, steps, schedule) for count in masked], masked
+    for number in range(max(map(len, all_left), default=0)):
+        left = [own[number] if number < len(own) else 0 for own in all_left]
+        done = [min((number + 1) / max(len(own), 1), 1) for own in all_left]
+        noise = torch.tensor([[1 - share] for share in done])
+        yield Turn(number, [1 - count / length for count in before], left, noise)
+        before = left
 
 
 def continued(
@@ -125,11 +145,11 @@ def continued(
     """
     unknown = codes.new_full((len(codes), steps), -1)
 
-    def choose(logits: Tensor, step: int, share: float) -> tuple[Tensor, Tensor]:
+    def choose(logits: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
         rows = filtered(logits.flatten(0, 1))
         numbers = torch.rand(2, len(rows), device=rows.device) if random else None
         new = sample_token(rows, None if numbers is None else numbers[0]).view(logits.shape[:2])
-        scale = CONFIDENCE_NOISE * (1 - (step + 1) / STEPS)
+        scale = CONFIDENCE_NOISE * turn.noise  # (B, 1)
         noise = 0.0 if numbers is None else scale * gumbel(numbers[1]).view(new.shape)
         return new, confidence_in(new, logits, noise)
 

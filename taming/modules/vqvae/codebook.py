@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,7 +69,8 @@ class SeveralLevels(Protocol):
 
     @property
     def level_sizes(self) -> Mapping[str, int]:
-        """How many codes each level has, by its name, the coarsest first."""
+        """How many indices each level has, by its name, the coarsest first: one for each of its
+        codes, or fewer if they are remapped."""
 
     def index_shape(self, height: int, width: int, /) -> tuple[int, ...]:
         """The shape of an image's indices, whose codes are [e_dim, height, width]."""
@@ -83,12 +84,24 @@ class SeveralLevels(Protocol):
 
 
 @runtime_checkable
+class SharedTables(SeveralLevels, Protocol):
+    """Levels of which some may have one table of codes in common.
+
+    Without it, all of them have, if `n_e` is less than their sizes together, or else none.
+    """
+
+    @property
+    def table_numbers(self) -> tuple[int, ...]:
+        """For each level the number of its table, from 0 on."""
+
+
+@runtime_checkable
 class LevelTables(SeveralLevels, Protocol):
     """Levels that are a grid with a table of codes each, which guidance optimizes."""
 
     @property
     def level_tables(self) -> tuple[Tensor, ...]:
-        """The codes of each level, [K, c]."""
+        """The codes that the indices of each level stand for, [K, c]."""
 
     @property
     def level_factors(self) -> tuple[int, ...]:
@@ -103,6 +116,21 @@ def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
     if isinstance(quantizer, SeveralLevels):
         return quantizer.index_shape(height, width)
     return height, width
+
+
+def index_count(quantizer: CodeTable) -> int:
+    """How many different indices there are: one for each code, or fewer if they are remapped."""
+    count: int = getattr(quantizer, "re_embed", quantizer.n_e)
+    return count
+
+
+def table_numbers(quantizer: Any) -> tuple[int, ...]:
+    """For each level of `SeveralLevels` the number of its table, from 0 on."""
+    if isinstance(quantizer, SharedTables):
+        return quantizer.table_numbers
+    sizes = quantizer.level_sizes.values()
+    shared = sum(sizes) > quantizer.n_e
+    return tuple(0 if shared else level for level in range(len(sizes)))
 
 
 # Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64
@@ -190,7 +218,7 @@ class Codebook(nn.Module):
     `remap` is an `.npy` file that lists the codes a trained first stage uses; indices then count
     within that list, so that the transformer's vocabulary is smaller: there are `re_embed` of them.
     A code outside becomes a "random" index, an "extra" one after the last, or the integer
-    `unknown_index`:
+    `unknown_index`, which is one of the list's:
 
         used                                   [3, 7, 8]    of n_e = 10 codes
         codes in an image                      [7, 3, 5]
@@ -228,6 +256,11 @@ class Codebook(nn.Module):
             raise UserError(f"remap: {path} is no .npy of used code indices ({error})") from None
         if used.ndim != 1 or not len(used) or used.min() < 0 or used.max() >= self.n_e:
             raise UserError(f"remap: {path} must list indices from 0 to {self.n_e - 1}")
+        if isinstance(unknown_index, int) and not 0 <= unknown_index < len(used):
+            raise UserError(
+                f"unknown_index is {unknown_index}, which is no index of the {len(used)} codes in "
+                f"{path}: make it one from 0 to {len(used) - 1}, or extra, which is one more"
+            )
         self.register_buffer("used", torch.from_numpy(used))
         self.re_embed = len(self.used)
         if unknown_index == "extra":

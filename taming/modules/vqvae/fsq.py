@@ -83,11 +83,13 @@ class FSQ(Codebook):
             levels, bounded = self.steps, self._bounded(rows)
             # Half up, as published, or to even.
             whole = (bounded + 0.5).floor() if self.symmetric else bounded.round()
-            numbers = codebook.straight_through(bounded, whole)
             half = levels // 2
+            lowest = torch.zeros_like(half) if self.symmetric else -half
+            # Of about a thousand levels and more, the margin is more than half a step.
+            whole = whole.clamp(lowest, lowest + levels - 1)
+            numbers = codebook.straight_through(bounded, whole)
             scaled = 2 * numbers / (levels - 1) - 1 if self.symmetric else numbers / half
-            digits = whole.long() if self.symmetric else whole.long() + half
-            indices = (digits * self.basis).sum(dim=1)  # (N,)
+            indices = ((whole.long() - lowest) * self.basis).sum(dim=1)  # (N,)
         z_q = codebook.channels_first(scaled, like=z).to(self.unit.dtype)
         return z_q, rows.new_zeros(()), (None, None, self._shaped(indices, z, as_grid=True))
 

@@ -6,6 +6,7 @@ As in product quantization (Jegou et al., 2011) and, for trained codebooks, wav2
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config
 from taming.config_values import Count, ModuleConfig
 from taming.errors import UserError
-from taming.modules.vqvae.codebook import LevelTables, Quantized, SeveralLevels
+from taming.modules.vqvae.codebook import (
+    LevelTables,
+    Quantized,
+    SeveralLevels,
+    index_count,
+    table_numbers,
+)
 from taming.modules.vqvae.residual import check_depth
 
 
@@ -74,7 +81,7 @@ class GroupedQuantizer(nn.Module):
         """The number of each level's indices, by the end of the level's name."""
         if isinstance(one, SeveralLevels):
             return {f"_{name}": size for name, size in one.level_sizes.items()}
-        return {"": getattr(one, "re_embed", one.n_e)}
+        return {"": index_count(one)}
 
     @property
     def _quantizers(self) -> list[Any]:
@@ -89,10 +96,17 @@ class GroupedQuantizer(nn.Module):
         }
 
     @property
+    def table_numbers(self) -> tuple[int, ...]:
+        first = self._quantizers[0]
+        own = table_numbers(first) if isinstance(first, SeveralLevels) else (0,)
+        tables = len(set(own))
+        return tuple(g * tables + number for g in range(len(self.groups)) for number in own)
+
+    @property
     def level_tables(self) -> tuple[Tensor, ...]:
         tables: list[Tensor] = []
         for one in self._quantizers:
-            tables += one.level_tables if isinstance(one, LevelTables) else [one.codes]
+            tables += one.level_tables if isinstance(one, LevelTables) else [_codes_of(one)]
         return tuple(tables)
 
     @property
@@ -136,3 +150,13 @@ class GroupedQuantizer(nn.Module):
             shown = own if isinstance(one, SeveralLevels) else own[..., 0]
             parts.append(one.get_codebook_entry(shown, (*shown.shape[:3], one.e_dim)))
         return torch.cat(parts, dim=1)
+
+
+def _codes_of(quantizer: Any) -> Tensor:
+    """What the indices of a quantizer of one level stand for, [K, c]."""
+    tensors = itertools.chain(quantizer.parameters(), quantizer.buffers())
+    device = next((tensor.device for tensor in tensors), None)
+    codes: Tensor = quantizer.get_codebook_entry(
+        torch.arange(index_count(quantizer), device=device)
+    )
+    return codes

@@ -12,6 +12,8 @@ from taming.config_values import Count, CountOrZero, FilePath, Positive, Weight
 from taming.devices import without_autocast
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, UnknownIndex
+from taming.modules.vqvae.convolution import PreciseConv2d
+from taming.modules.vqvae.products import fp32_products
 from taming.modules.vqvae.revival import IdleCodes, one_for_each, replace
 
 
@@ -44,7 +46,7 @@ class GumbelQuantize(Codebook):
         self.num_hiddens, self.embedding_dim, self.n_embed = num_hiddens, embedding_dim, n_embed
         self.straight_through, self.kl_weight = straight_through, kl_weight
         self.temperature, self.use_vqinterface = temp_init, use_vqinterface
-        self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
+        self.proj = PreciseConv2d(num_hiddens, n_embed, 1)
         self.embed = nn.Embedding(n_embed, embedding_dim)
         self.idle = IdleCodes(n_embed, revive_after) if revive_after else None
 
@@ -58,12 +60,8 @@ class GumbelQuantize(Codebook):
 
     def _logits(self, z: Tensor) -> Tensor:
         """`proj` of latents [B, num_hiddens, h, w] -> [B, K, h, w], in fp32 at least."""
-        weight, z = codebook.precise(self.proj.weight), codebook.precise(z)
-        if weight is self.proj.weight:
-            logits: Tensor = self.proj(z.to(weight))
-            return logits
-        bias = None if self.proj.bias is None else codebook.precise(self.proj.bias)
-        return F.conv2d(z.to(weight), weight, bias)
+        logits: Tensor = self.proj(z)
+        return logits
 
     def _choose(self, logits: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Codes [B, C, h, w] and indices [B, h, w] for logits [B, K, h, w] of codes [K, C]."""
@@ -72,7 +70,8 @@ class GumbelQuantize(Codebook):
             return F.embedding(indices, codes).permute(0, 3, 1, 2).contiguous(), indices
         # (B, K, h, w): one-hot over K if hard, else summing to 1, so that codes are mixed
         weights = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
-        return torch.einsum("bkhw,kc->bchw", weights, codes), weights.argmax(dim=1)
+        mixed = fp32_products(codebook.channels_last(weights), codes.t())  # (B * h * w, C)
+        return codebook.channels_first(mixed, like=logits), weights.argmax(dim=1)
 
     @torch.no_grad()
     def _revive(self, z: Tensor, idle: IdleCodes) -> None:

@@ -125,8 +125,12 @@ class MultiScaleQuantizer(Codebook):
 
     @property
     def level_sizes(self) -> dict[str, int]:
-        """The codes of each scale, by its sides for square latents: "1x1", "2x2" and so on."""
-        return {f"{side}x{side}": self.n_e for side in self.scales}
+        """The indices of each scale, by its sides for square latents: "1x1", "2x2" and so on."""
+        return {f"{side}x{side}": self.re_embed for side in self.scales}
+
+    @property
+    def table_numbers(self) -> tuple[int, ...]:
+        return (0,) * len(self.scales)
 
     def split_sized(self, indices: Tensor, height: int, width: int) -> dict[str, Tensor]:
         grids = self.split(indices, self.sizes(height, width))

@@ -12,7 +12,7 @@ from taming.errors import UserError
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
-from taming.modules.vqvae.revival import ClusteredCodes, IdleCodes, one_for_each, replace
+from taming.modules.vqvae.revival import ClusteredCodes, IdleCodes
 
 
 class VectorQuantizer2(Codebook):
@@ -87,17 +87,30 @@ class VectorQuantizer2(Codebook):
                 f"{type(self).__name__} takes the nearest code, without temperature or logits: "
                 "leave out temp, rescale_logits and return_logits, or use GumbelQuantize"
             )
-        latents, weight = codebook.channels_last(z), self.embedding.weight  # (N, C), (K, C)
-        rows = self._seen(latents)
-        # Without gradients it is the discriminator's turn, on a batch that was counted before.
-        counted = self.training and torch.is_grad_enabled()
-        idle, clusters = (self.idle, self.clusters) if counted else (None, None)
+        idle = self.idle if self.counts else None
         if idle is not None:  # before codes are part of a graph
-            replace(weight, idle.take_dead(), one_for_each(rows.detach(), self.n_e))
-        table = self._table(weight if clusters is None else weight.clone())  # as they move below
-        indices = codebook.nearest_code(rows, table)  # (N,)
+            idle.revive(self.embedding.weight, self._seen(codebook.channels_last(z)))
+        z_q, loss, indices = self.search(z)
         if idle is not None:
             idle.follow(indices)
+        return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
+
+    @property
+    def counts(self) -> bool:
+        """Whether a batch counts as one of training."""
+        # Without gradients it is the discriminator's turn, on a batch that was counted before.
+        return self.training and torch.is_grad_enabled()
+
+    def search(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, loss, and indices [N] into the codebook, of latents [B, e_dim, h, w].
+
+        Unlike a call, it neither counts the batch for `revive_after` nor revives codes: whoever
+        asks one table several times for one batch does that once.
+        """
+        latents, weight = codebook.channels_last(z), self.embedding.weight  # (N, C), (K, C)
+        rows, clusters = self._seen(latents), self.clusters if self.counts else None
+        table = self._table(weight if clusters is None else weight.clone())  # as they move below
+        indices = codebook.nearest_code(rows, table)  # (N,)
         codes = F.embedding(indices, table).to(rows)  # (N, C)
         loss = self._loss(rows, codes) + weighted_entropy(rows, table, self.entropy)
         if clusters is not None:
@@ -105,7 +118,7 @@ class VectorQuantizer2(Codebook):
             clusters.move(weight, latents.detach()[nearest], indices)
         passed_through = codebook.straight_through(rows, codes)
         z_q = codebook.channels_first(passed_through, like=z).to(weight.dtype)  # (B, C, h, w)
-        return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
+        return z_q, loss, indices
 
 
 class VectorQuantizer(VectorQuantizer2):

@@ -25,7 +25,8 @@ class ResidualQuantizer(nn.Module):
 
     Their sum is the result, with a straight-through gradient, once. The loss is the sum of those of
     the levels, each a `VectorQuantizer2` with `legacy=False` and these options. `shared` levels
-    have one codebook.
+    have one codebook: a code is in use if any level takes it, and one that `revive_after` replaces
+    is put on what any level was given.
     Indices are [B, h, w, levels], each counted from 0. `n_e` is the number of all codes.
 
     The state dict has the levels' codebooks as `levels.<d>.embedding.weight`.
@@ -62,6 +63,10 @@ class ResidualQuantizer(nn.Module):
         return {str(level): self.n_codes for level in range(self.n_levels)}
 
     @property
+    def table_numbers(self) -> tuple[int, ...]:
+        return tuple(0 if self.shared else level for level in range(self.n_levels))
+
+    @property
     def level_tables(self) -> tuple[Tensor, ...]:
         return tuple(self._of(level).codes for level in range(self.n_levels))
 
@@ -82,15 +87,36 @@ class ResidualQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, e_dim, h, w] -> `Quantized`."""
         residual, total = codebook.precise(z), torch.zeros_like(codebook.precise(z))
-        indices, losses = [], []
+        indices, losses, given = [], [], []
         for level in range(self.n_levels):
-            codes, loss, (_, _, chosen) = self._of(level)(residual)
+            given.append(residual.detach())
+            codes, loss, chosen = self._take(level, residual)
             total, residual = total + codes.detach(), residual - codes.detach()
             indices.append(chosen)
             losses.append(loss)
         z_q = codebook.straight_through(codebook.precise(z), total)
         z_q = z_q.to(self._of(0).codes.dtype)
-        return z_q, torch.stack(losses).sum(), (None, None, torch.stack(indices, dim=3))
+        together = torch.stack(indices, dim=3)  # (B, h, w, levels)
+        if self.shared:
+            self._revive(together, given)
+        return z_q, torch.stack(losses).sum(), (None, None, together)
+
+    def _take(self, level: int, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, loss and indices [B, h, w] of a level."""
+        quantizer = self._of(level)
+        if self.shared:  # whose batches are counted below, once for all levels
+            codes, loss, chosen = quantizer.search(residual)
+            return codes, loss, chosen.reshape(len(residual), *residual.shape[2:])
+        codes, loss, (_, _, chosen) = quantizer(residual)
+        return codes, loss, chosen
+
+    def _revive(self, indices: Tensor, residuals: Sequence[Tensor]) -> None:
+        """Count a batch of shared levels, and replace dead codes, which none of its graph reads."""
+        quantizer = self._of(0)
+        if quantizer.idle is not None and quantizer.counts:
+            quantizer.idle.follow(indices)
+            rows = torch.cat([codebook.channels_last(one) for one in residuals])
+            quantizer.idle.revive(quantizer.embedding.weight, rows)
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Indices [B, h, w, levels] -> codes [B, e_dim, h, w].

@@ -33,6 +33,10 @@ class IdleCodes(nn.Module):
         self.batches.masked_fill_(dead, 0)
         return dead
 
+    def revive(self, table: Tensor, rows: Tensor) -> None:
+        """Put the dead codes of a `table` [K, C] on random ones of the latents [N, C]."""
+        replace(table, self.take_dead(), one_for_each(rows.detach(), len(table)))
+
 
 @torch.no_grad()
 def one_for_each(rows: Tensor, n_codes: int) -> Tensor:

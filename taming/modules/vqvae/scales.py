@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.modules.vqvae.codebook import SeveralLevels, precise
+from taming.modules.vqvae.codebook import SeveralLevels
+from taming.modules.vqvae.convolution import PreciseConv2d
 
 Size = tuple[int, int]
 """(rows, columns) of a scale."""
@@ -86,7 +87,7 @@ def bicubic_up(codes: Tensor, size: Size) -> Tensor:
     return F.interpolate(codes, size=size, mode="bicubic")
 
 
-class Phi(nn.Conv2d):
+class Phi(PreciseConv2d):
     """(1 - q) x + q conv3x3(x): what undoes the blur of interpolation, with q = |`ratio`|."""
 
     def __init__(self, channels: int, ratio: float) -> None:
@@ -95,9 +96,7 @@ class Phi(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] in fp32 -> the same."""
-        bias = None if self.bias is None else precise(self.bias)
-        smoothed = F.conv2d(x, precise(self.weight), bias, padding=1)
-        return x * (1 - self.ratio) + smoothed * self.ratio
+        return x * (1 - self.ratio) + super().forward(x) * self.ratio
 
 
 LEAST_RATIO = 1e-6  # below it there is no convolution

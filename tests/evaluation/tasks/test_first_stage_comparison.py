@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from taming.evaluation.latex import DOWN, UP
@@ -23,6 +24,9 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_pairs,
 )
 from taming.evaluation.tasks.first_stage_cost import Speed
+from taming.models.code_use import code_count, codebook_uses, counted_codes
+from taming.modules.vqvae.grouped import GroupedQuantizer
+from tests.support import GOLDEN
 
 COUNTS = np.array([3, 0, 7, 1])
 
@@ -76,9 +80,29 @@ def test_parameters_and_speed_have_columns_of_their_own() -> None:
     assert use_of_codes(results).startswith("Codes in use: a 3 of 4 (75.0%), b 3 of 4 (75.0%). ")
 
 
-def test_codes_that_several_levels_share_are_of_one_codebook() -> None:
-    levels = replace(result("a", COLORS, {}), counts=np.array([3, 0, 0, 0, 1, 0, 2, 0]))
-    assert use_of_codes([levels]).startswith("Codes in use: a 2 of 4 (50.0%). ")
+@pytest.mark.parametrize("unknown", ["random", "extra"])
+def test_codes_of_levels_that_share_them_and_of_remapped_groups(unknown: str) -> None:
+    """Counts are apart by level; codes are those of all tables that there are indices for."""
+    shared = {"n_codes": 4, "e_dim": 1, "levels": 2, "shared": True}
+    remapped = {"n_e": 40, "e_dim": 1, "beta": 0.25, "remap": str(GOLDEN / "used.npy")}
+    remapped["unknown_index"] = unknown
+    count = 28 if unknown == "extra" else 26  # of two groups
+    for target, params, codes in (
+        ("residual.ResidualQuantizer", shared, 8),
+        ("nearest.VectorQuantizer2", remapped, count),
+    ):
+        inner = {"target": f"taming.modules.vqvae.{target}", "params": params}
+        quantizer = GroupedQuantizer(2, inner)
+        counts = torch.zeros(counted_codes(quantizer), dtype=torch.long)
+        counts[0] = counts[-1] = 5  # one code of either group
+        uses = codebook_uses(quantizer, counts)
+        levels = replace(
+            result("a", uses, {}),
+            counts=counts.numpy(),
+            reconstructions={"f": 8, "codes": code_count(quantizer)},
+        )
+        share = f"2 of {codes} ({2 / codes:.1%})"
+        assert use_of_codes([levels]).startswith(f"Codes in use: a {share}. ")
 
 
 def test_numbers_of_several_resizes_have_their_names() -> None:

@@ -13,14 +13,18 @@ from taming.modules.transformer.decoding import CachedDecoder
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import (
+    Turn,
     code_logits,
     confidence_in,
+    continued,
     fill_in,
     gumbel,
     most_confident,
     random_masks,
 )
 from taming.modules.transformer.mingpt import sample_with_past
+from taming.modules.transformer.orders import left_after
+from taming.modules.transformer.token_choice import sample_token
 from tests.support import fill_by_name
 
 MASK = 20
@@ -70,11 +74,11 @@ def test_steps_read_what_the_steps_before_have_filled_in() -> None:
     model, prompt = make(), torch.tensor([[3], [5]])
     known = torch.full((2, 12), -1)
     known[0, 3:6], known[1, 11] = 9, 4
-    shares: list[float] = []
+    turns: list[Turn] = []
     dones: list[int] = []
 
-    def pick(logits: Tensor, step: int, share: float) -> tuple[Tensor, Tensor]:
-        shares.append(share)
+    def pick(logits: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        turns.append(turn)
         new = logits[..., :20].argmax(-1)
         return new, confidence_in(new, logits[..., :20], 0.0)
 
@@ -87,7 +91,13 @@ def test_steps_read_what_the_steps_before_have_filled_in() -> None:
         steps=3,
         on_step=lambda _, n: dones.append(n),
     )
-    assert dones[-1] == 12 and shares[0] == pytest.approx(1 / 12) and shares == sorted(shares)
+    assert dones[-1] == 12 and [turn.number for turn in turns] == [0, 1, 2]
+    shares = [list(turn.shares) for turn in turns]  # 3 and 1 are known, and then what was filled in
+    assert shares == [pytest.approx([k / 12 for k in row]) for row in ([3, 1], [4, 2], [7, 6])]
+    assert [turn.noise.flatten().tolist() for turn in turns[:2]] == [
+        pytest.approx([left, left]) for left in (2 / 3, 1 / 3)
+    ]
+    assert turns[2].noise.tolist() == [[0.0], [0.0]]
     for row, sizes in enumerate(([1, 3, 5], [1, 4, 6])):  # cosine of 9 and of 11
         expected = known[row].clone()
         for size in sizes:
@@ -97,6 +107,55 @@ def test_steps_read_what_the_steps_before_have_filled_in() -> None:
             order = best.values.masked_fill(expected >= 0, -torch.inf).argsort(descending=True)
             expected[order[:size]] = best.indices[order[:size]]
         assert torch.equal(codes[row], expected)
+
+
+def test_noise_fades_in_as_many_steps_as_an_image_takes() -> None:
+    """Also where fewer codes are masked than steps were asked for, and beside other images."""
+    model, turns = make(), list[Turn]()
+    known = torch.full((3, 12), 9)
+    known[0, :2], known[1] = -1, -1  # two are masked, all, and none
+
+    def pick(logits: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        turns.append(turn)
+        return logits[..., :20].argmax(-1), logits.amax(-1)
+
+    prompt = torch.tensor([[3], [5], [4]])
+    fill_in(Weights(model), prompt, known, pick, mask_token=MASK, steps=4)
+    noise = torch.stack([turn.noise[:, 0] for turn in turns])  # (4, 3)
+    assert noise[:, 0].tolist() == [0.5, 0, 0, 0] and noise[:, 1].tolist() == [0.75, 0.5, 0.25, 0]
+    shares = [turn.shares[0] for turn in turns]
+    assert shares == pytest.approx([10 / 12, 11 / 12, 1, 1])
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_continued_codes_follow_the_written_out_steps(steps: int) -> None:
+    """A GPT's own continuation: noise fades to none in as many steps as it takes."""
+    model = make()
+    before, prompt = torch.arange(12 - steps)[None], torch.tensor([[3]])
+    keep = [0.0] * 20 + [-torch.inf]
+    torch.manual_seed(6)
+    got = continued(
+        Weights(model),
+        before,
+        prompt,
+        steps,
+        lambda logits: logits + torch.tensor(keep),
+        mask_token=MASK,
+        random=True,
+    )
+    torch.manual_seed(6)
+    codes, turns = torch.cat((before[0], torch.full((steps,), -1))), min(steps, 8)
+    for turn, left in enumerate(left_after(steps, turns)):
+        read = codes.where(codes >= 0, torch.tensor(MASK))
+        logits = model(torch.cat((prompt[0], read))[None])[0][0, 1:]
+        uniform = torch.rand(2, 12)
+        new = sample_token(logits + torch.tensor(keep), uniform[0])
+        noise = 4.5 * (1 - (turn + 1) / turns) * -torch.log(-torch.log(uniform[1]))
+        sure = logits.log_softmax(-1)[torch.arange(12), new] + noise
+        count = int((codes < 0).sum()) - left
+        places = sure.masked_fill(codes >= 0, -torch.inf).argsort(descending=True)[:count]
+        codes[places] = new[places]
+    assert torch.equal(got[0], codes[12 - steps :])
 
 
 def test_no_token_after_the_other() -> None:

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vector_quantize_pytorch import ResidualVQ
+from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ
 
 from taming.errors import UserError
-from taming.models.codes import codebook_uses, counted_codes, counted_indices
+from taming.models.code_use import code_count, codebook_uses, counted_codes, counted_indices
 from taming.modules.vqvae.codebook import LevelTables, SeveralLevels
 from taming.modules.vqvae.grouped import GroupedQuantizer
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
+from taming.modules.vqvae.nearest import VectorQuantizer2
 from taming.modules.vqvae.residual import ResidualQuantizer
+from tests.support import GOLDEN
 
 VQ = "taming.modules.vqvae."
 COSINE = {"target": VQ + "cosine.CosineQuantizer", "params": {"n_e": 6, "e_dim": 2}}
@@ -121,6 +124,49 @@ def test_equals_the_library(z: Tensor, shared: bool) -> None:
         close(mine, library)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_groups_equal_the_library(z: Tensor, fraction: float) -> None:
+    """Whose losses are one for each group and level; gradients are as above."""
+    ours = build("grouped residual")
+    theirs = GroupedResidualVQ(
+        dim=4,
+        groups=2,
+        num_quantizers=3,
+        codebook_size=6,
+        learnable_codebook=True,
+        ema_update=False,
+        rotation_trick=False,
+        commitment_weight=1.0,
+        quant_grad_frac=fraction,
+    )
+    pairs = []
+    for group, rvq in zip(ours.groups, theirs.rvqs, strict=True):
+        for level, layer in zip(group.levels, rvq.layers, strict=True):
+            level.beta = 1.0
+            layer._codebook.embed.data.copy_(level.codes[None])
+            pairs.append((level.embedding.weight, layer._codebook.embed))
+    own, other = z.clone().requires_grad_(), as_rows(z).clone().requires_grad_()
+    z_q, loss, (_, _, indices) = ours(own)
+    expected, places, losses = theirs(other)
+    assert torch.equal(indices.flatten(1, 2), torch.cat(list(places), dim=2))
+    close(as_rows(z_q), expected)
+    mean_of_groups = losses.sum() / 2
+    close(loss, 2 * mean_of_groups)
+    close(as_rows(ours.get_codebook_entry(indices)), theirs.get_output_from_indices(places))
+    if fraction == 1.0:
+        weights = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
+        (z_q * weights).sum().backward()
+        (expected * as_rows(weights)).sum().backward()
+    else:
+        loss.backward()
+        mean_of_groups.backward()
+        for mine, library in pairs:
+            assert mine.grad is not None
+            close(mine.grad, library.grad[0])
+    assert own.grad is not None
+    close(as_rows(own.grad), other.grad)
+
+
 def as_rows(z: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, h * w, C]: the library does not take the former here."""
     return z.flatten(2).transpose(1, 2)
@@ -149,6 +195,106 @@ def test_use_of_a_shared_table(z: Tensor) -> None:
     uses = codebook_uses(quantizer, torch.bincount(flat.flatten(), minlength=18))
     assert uses["codebook_usage"] == pytest.approx(indices.unique().numel() / 6)
     assert uses["codebook_usage_2"] == pytest.approx(indices[..., 2].unique().numel() / 6)
+
+
+def uses_of(quantizer: Any, indices: Tensor) -> dict[str, float]:
+    flat = counted_indices(quantizer, indices).flatten()
+    return codebook_uses(quantizer, torch.bincount(flat, minlength=counted_codes(quantizer)))
+
+
+def test_use_of_tables_that_each_group_has_and_its_levels_share() -> None:
+    shared = {**RESIDUAL, "params": {"n_codes": 2, "e_dim": 1, "levels": 2, "shared": True}}
+    quantizer = GroupedQuantizer(2, shared)
+    indices = torch.zeros(1, 3, 3, 4, dtype=torch.long)
+    indices[..., 2:] = 1  # each group takes one code of its two, always
+    uses = uses_of(quantizer, indices)
+    assert quantizer.table_numbers == (0, 0, 1, 1) and code_count(quantizer) == quantizer.n_e == 4
+    assert uses["codebook_usage"] == 0.5 and uses["codebook_perplexity"] == pytest.approx(2)
+    assert uses["codebook_usage_0_1"] == 0.5 and uses["codebook_perplexity_1_0"] == 1
+    indices[..., 1] = 1  # the first group both
+    assert uses_of(quantizer, indices)["codebook_usage"] == 0.75
+
+
+@pytest.mark.parametrize(("n_e", "usage"), [(4, 1 / 4), (8, 2 / 8)])
+def test_levels_that_do_not_say_which_tables_they_share(n_e: int, usage: float) -> None:
+    """Of a class of somebody's: all, if `n_e` is less than their sizes."""
+
+    class Levels:
+        level_sizes: dict[str, int] = {"a": 4, "b": 4}  # noqa: RUF012
+        e_dim = 2
+
+        def index_shape(self, height: int, width: int) -> tuple[int, ...]:
+            return height, width, 2
+
+        def split_levels(self, indices: Tensor) -> dict[str, Tensor]:
+            return {"a": indices[..., 0], "b": indices[..., 1]}
+
+    quantizer: Any = Levels()
+    quantizer.n_e = n_e
+    assert code_count(quantizer) == n_e
+    uses = uses_of(quantizer, torch.full((1, 2, 2, 2), 3))
+    assert uses["codebook_usage"] == usage
+
+
+# ---------------------------------------------------------------------- remapped indices
+
+
+USED = str(GOLDEN / "used.npy")  # 13 codes
+UNKNOWN: Any = ["random", "extra", 3]
+
+
+def remapped(unknown: Any, kind: str = "nearest.VectorQuantizer2") -> GroupedQuantizer:
+    params: dict[str, Any] = {"remap": USED, "unknown_index": unknown}
+    params |= {
+        "nearest.VectorQuantizer2": {"n_e": 40, "e_dim": 2, "beta": 0.25},
+        "lfq.LFQ": {"n_e": 64},
+        "fsq.FSQ": {"levels": [8, 8]},
+        "gumbel.GumbelQuantize": {"num_hiddens": 2, "embedding_dim": 2, "n_embed": 40},
+    }[kind]
+    torch.manual_seed(2)
+    return GroupedQuantizer(2, {"target": VQ + kind, "params": params})
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+@pytest.mark.parametrize(
+    "kind", ["nearest.VectorQuantizer2", "lfq.LFQ", "fsq.FSQ", "gumbel.GumbelQuantize"]
+)
+def test_groups_of_remapped_codes(kind: str, unknown: Any) -> None:
+    quantizer = remapped(unknown, kind)
+    width: int = quantizer.input_channels
+    z = torch.randn(2, width, 5, 6, generator=torch.Generator().manual_seed(3))
+    _, _, (_, _, indices) = quantizer(z)
+    count = 14 if unknown == "extra" else 13
+    assert indices.shape == (2, 5, 6, 2) and indices.max() < count == quantizer.re_embed
+    assert quantizer.level_sizes == {"0": count, "1": count}
+    assert counted_codes(quantizer) == code_count(quantizer) == 2 * count
+    grids = [
+        table[level].permute(0, 3, 1, 2)
+        for table, level in zip(
+            quantizer.level_tables, quantizer.split_levels(indices).values(), strict=True
+        )
+    ]
+    entry = quantizer.get_codebook_entry(indices)
+    assert torch.equal(quantizer.combined(*grids), entry) and entry.shape == (2, width, 5, 6)
+    uses = uses_of(quantizer, indices)
+    assert uses["codebook_usage_1"] == len(indices[..., 1].unique()) / count
+    parts = [one.unique().numel() for one in indices.unbind(3)]
+    assert uses["codebook_usage"] == pytest.approx(sum(parts) / (2 * count))
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_use_of_remapped_codes_of_a_pyramid_and_of_one_grid(unknown: Any) -> None:
+    """Shares are of the codes that there are indices for."""
+    options: Any = {"remap": USED, "unknown_index": unknown}
+    count = 14 if unknown == "extra" else 13
+    pyramid = MultiScaleQuantizer(40, 4, [1, 2, 4], **options)
+    assert set(pyramid.level_sizes.values()) == {count} and code_count(pyramid) == count
+    indices = torch.full((2, 21), count - 1)
+    uses = uses_of(pyramid, indices)
+    assert uses["codebook_usage"] == uses["codebook_usage_2x2"] == 1 / count
+    one = VectorQuantizer2(40, 4, 0.25, **options)
+    assert counted_codes(one) == code_count(one) == count
+    assert uses_of(one, indices)["codebook_usage"] == 1 / count
 
 
 def test_wrong_widths_are_a_sentence() -> None:

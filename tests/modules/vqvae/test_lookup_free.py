@@ -62,6 +62,31 @@ def test_fsq_reaches_all_codes() -> None:
     assert quantizer(z)[2][2].flatten().tolist() == list(range(15))
 
 
+@pytest.mark.parametrize(
+    ("levels", "symmetric"),
+    [
+        ([3, 8], False),
+        ([1024], False),
+        ([1025, 5, 2048], False),
+        ([1024, 2], True),
+        ([2**24], True),
+    ],
+)
+def test_fsq_stays_within_its_levels(levels: list[int], symmetric: bool) -> None:
+    """Of many levels, the margin of the outermost is more than half a step."""
+    quantizer, end = FSQ(levels, symmetric), 1e4
+    rows = torch.tensor(
+        [[-end] * len(levels), [end] * len(levels), [end, *[-end] * len(levels)][:-1]]
+    )
+    z = rows.t().reshape(1, len(levels), 3, 1).requires_grad_()
+    z_q, _, (_, _, indices) = quantizer(z)
+    assert indices.flatten().tolist() == [0, quantizer.n_e - 1, levels[0] - 1]
+    close(quantizer.get_codebook_entry(indices, (1, 3, 1, len(levels))), z_q)
+    assert z_q.abs().max() <= 1
+    z_q.sum().backward()
+    assert z.grad is not None and z.grad.isfinite().all()
+
+
 BINARY: Any = {"LFQ": LFQ, "BSQ": BSQ}
 
 

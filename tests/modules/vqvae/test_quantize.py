@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vector_quantize_pytorch import VectorQuantize
 
 from taming.errors import UserError
 from taming.modules.vqvae import codebook, ema, revival
@@ -163,7 +164,7 @@ def test_codebook_starts_uniform():
     assert weight.abs().max() <= 1 / 50 < 1.1 * weight.max() and weight.mean().abs() < 1e-3
 
 
-@pytest.mark.parametrize(("unknown", "expected"), [("random", None), (5, {5})])
+@pytest.mark.parametrize(("unknown", "expected"), [("random", None), (2, {2}), ("extra", {3})])
 def test_unknown_codes(tmp_path, unknown, expected):
     np.save(tmp_path / "used.npy", np.array([7, 3, 11]))
     quantizer = VectorQuantizer2(
@@ -172,8 +173,9 @@ def test_unknown_codes(tmp_path, unknown, expected):
     mapped = quantizer.remap_to_used(torch.arange(16))
     assert mapped[[7, 3, 11]].tolist() == [0, 1, 2]
     strangers = {mapped[i].item() for i in range(16) if i not in (7, 3, 11)}
-    assert strangers == (expected or {0, 1, 2})
+    assert strangers == (expected or {0, 1, 2}) and mapped.max() < quantizer.re_embed
     assert quantizer.unmap_to_all(torch.tensor([[0, 2]])).tolist() == [[7, 11]]
+    assert quantizer.unmap_to_all(mapped)[3] == 3
 
 
 def test_remap_joins_the_sane_index_shape():
@@ -188,6 +190,9 @@ def test_bad_remap_is_named(tmp_path):
         VectorQuantizer2(16, 4, 0.25, remap=str(tmp_path / "nowhere.npy"))
     with pytest.raises(UserError, match="unknown_index"):
         VectorQuantizer2(40, 4, 0.25, remap=USED, unknown_index="rnd")
+    for unknown in (13, -1):  # which could not be decoded again
+        with pytest.raises(UserError, match=f"unknown_index is {unknown}, .* one from 0 to 12, or"):
+            VectorQuantizer2(40, 4, 0.25, remap=USED, unknown_index=unknown)
     path = str(tmp_path / "used.npy")
     for used in ([[1]], [], [-1, 2], [2, 16]):
         np.save(path, np.array(used, dtype=int))
@@ -330,6 +335,47 @@ def test_ema_update_is_smoothed():
     assert_close(embedding.embed_avg, averages)
     smoothed = (sizes + 0.5) / (3.2 + 3 * 0.5) * 3.2
     assert_close(embedding.weight, averages / smoothed[:, None])
+
+
+def test_ema_equals_the_library():
+    """Also in where its codes move to."""
+    ours = EMAVectorQuantizer(12, 6, 0.25, decay=0.9, eps=1e-3)
+    theirs = VectorQuantize(
+        6,
+        12,
+        decay=0.9,
+        eps=1e-3,
+        rotation_trick=False,
+        accept_image_fmap=True,
+        commitment_weight=0.25,
+    )
+    states = (("weight", "embed"), ("embed_avg", "embed_avg"), ("cluster_size", "cluster_size"))
+    for own, _ in states[:2]:
+        getattr(ours.embedding, own).copy_(torch.randn(12, 6, generator=seeded(1)))
+    for own, other in states:
+        getattr(theirs._codebook, other).copy_(getattr(ours.embedding, own)[None])
+    start = ours.codes.clone()
+    for batch in range(4):
+        own = torch.randn(2, 6, 4, 5, generator=seeded(batch)).requires_grad_()
+        other = own.detach().clone().requires_grad_()
+        z_q, loss, (_, _, indices) = ours(own)
+        expected, places, of_library = theirs(other)
+        assert torch.equal(indices, places.flatten())
+        weights = torch.randn(z_q.shape, generator=seeded(9))
+        ((z_q * weights).sum() + 3 * loss).backward()
+        ((expected * weights).sum() + 3 * of_library.sum()).backward()
+        pairs = [(z_q, expected), (loss, of_library.sum()), (own.grad, other.grad)]
+        pairs += [
+            (getattr(ours.embedding, mine), getattr(theirs._codebook, library)[0])
+            for mine, library in states
+        ]
+        for mine, library in pairs:
+            torch.testing.assert_close(mine, library, atol=1e-5, rtol=1e-5)
+    assert (ours.codes - start).norm(dim=1).min() > 1e-3  # also unused ones
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_a_revived_code_weighs_as_much_as_a_new_one():

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from taming.modules.vqvae import revival
+from taming.modules.vqvae.grouped import GroupedQuantizer
 from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer, VectorQuantizer2
+from taming.modules.vqvae.residual import ResidualQuantizer
 from taming.modules.vqvae.revival import IdleCodes
 
 
@@ -70,6 +72,53 @@ def test_a_dead_code_becomes_the_twin_of_a_probable_one() -> None:
         assert torch.equal(table[1:], table[:1].expand_as(table[1:]))
     assert len(indices.unique()) == 4  # all are sampled now
     loss.backward()
+
+
+def shared_by_levels() -> ResidualQuantizer:
+    """The first level takes code 1, the others code 0, and nobody the rest."""
+    quantizer = ResidualQuantizer(40, 2, 3, shared=True, revive_after=2).train()
+    with torch.no_grad():
+        quantizer.level_tables[0].fill_(90)[:2] = torch.tensor([[0.0, 0], [4, 0]])
+    return quantizer
+
+
+def test_a_batch_is_one_of_all_levels_that_share_a_table() -> None:
+    torch.manual_seed(0)
+    quantizer, table = shared_by_levels(), shared_by_levels().level_tables[0].detach().clone()
+    idle = quantizer._of(0).idle
+    assert idle is not None and "levels.0.idle.batches" in quantizer.state_dict()
+    z = torch.tensor([4.0, 0])[:, None, None] + 0.1 * torch.randn(5, 2, 4, 4)
+    _, loss, (_, _, indices) = quantizer(z)
+    assert indices.flatten(0, 2).unique(dim=0).tolist() == [[1, 0, 0]]
+    loss.backward()
+    with torch.no_grad():  # the discriminator's turn
+        quantizer(z)
+    quantizer.eval()(z)
+    assert idle.batches.tolist() == [0, 0, *[1] * 38]
+    assert torch.equal(quantizer.level_tables[0], table)
+    _, loss, _ = quantizer.train()(z)
+    loss.backward()  # although codes that no level takes have changed
+    assert torch.equal(quantizer.level_tables[0][:2], table[:2])
+    given = z.permute(0, 2, 3, 1).reshape(-1, 2)
+    residuals = (given - table[1]).detach()
+    moved = quantizer.level_tables[0][2:]
+    on_first, on_later = (
+        ((moved[:, None] - rows).abs() < 1e-5).all(dim=2).any(dim=1) for rows in (given, residuals)
+    )
+    assert (on_first ^ on_later).all() and on_first.any() and on_later.any()
+
+
+def test_groups_count_their_own_batches() -> None:
+    inner: dict[str, Any] = {"n_codes": 40, "e_dim": 2, "levels": 3, "shared": True}
+    target = "taming.modules.vqvae.residual.ResidualQuantizer"
+    quantizer = GroupedQuantizer(
+        2, {"target": target, "params": {**inner, "revive_after": 7}}
+    ).train()
+    for _ in range(3):
+        quantizer(torch.randn(1, 4, 2, 2))
+    state = {n: v for n, v in quantizer.state_dict().items() if n.endswith("batches")}
+    assert list(state) == [f"groups.{group}.levels.0.idle.batches" for group in range(2)]
+    assert all(batches.max() == 3 for batches in state.values())
 
 
 def test_the_counts_are_saved_only_where_they_are_kept() -> None:
