@@ -35,7 +35,7 @@ from taming.modules.transformer.orders import (
 )
 from taming.modules.transformer.plain import is_plain
 from taming.sampling.chance import Chance
-from taming.sampling.settings import INWARDS, RASTER, SampleSettings
+from taming.sampling.settings import INWARDS, SampleSettings
 from taming.sampling.sizes import trained_shape
 from taming.user_code import name_of
 
@@ -49,6 +49,9 @@ def check_way(
     codes = shape[0] * shape[1]
     if settings.steps is not None and settings.steps > codes:
         raise UserError(f"steps is {settings.steps}, but the image has {codes} codes")
+    if isinstance(settings.order, tuple) and len(settings.order) != codes:
+        places = len(settings.order)
+        raise UserError(f"order has {places} places, and the image {codes}; name all")
     if (model.masked or model.reading.any) and not is_plain(model.transformer):
         raise UserError(
             f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
@@ -59,7 +62,7 @@ def check_way(
         raise UserError(
             f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
-    _check_shape(model, settings, shape)
+    _check_shape(model, shape)
 
 
 def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
@@ -84,21 +87,12 @@ def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
         )
 
 
-def _check_shape(
-    model: Net2NetTransformer, settings: SampleSettings, shape: tuple[int, int]
-) -> None:
-    trained = trained_shape(model)
-    if shape == trained:
-        return
-    if model.masked:
+def _check_shape(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
+    """Refuse (`UserError`) other sizes than the training's of models of masked codes."""
+    if model.masked and shape != (trained := trained_shape(model)):
         raise UserError(
             "a model of attention: full fills in images of its training's size only, "
             f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
-        )
-    if settings.steps is not None or settings.order not in (None, RASTER):
-        raise UserError(
-            "other sizes than the training's are sampled row by row, one code after the other; "
-            "leave steps and order out"
         )
 
 
@@ -117,7 +111,7 @@ def sample_in_any_order(
         report: called with all codes, by rows, and how many of them have been sampled.
     """
     settings, copies = chance.settings, len(prompt) // len(chance.streams)
-    orders = _orders(chance, known)
+    orders = orders_of(chance, known)
     ordered = None if known is None else in_order(known.flatten(1), orders)
     path = path_of(orders, prompt.shape[1]).repeat(copies, 1)
     unknown = chance.length if ordered is None else int((ordered < 0).any(0).sum())
@@ -148,7 +142,7 @@ def sample_in_any_order(
     return by_rows(codes, orders)
 
 
-def _orders(chance: Chance, known: Tensor | None) -> Tensor:
+def orders_of(chance: Chance, known: Tensor | None) -> Tensor:
     """Orders (B, n), with what is `known` (B, h, w) first."""
     settings = chance.settings
     if known is None:

@@ -255,8 +255,6 @@ class SampleSettings(TokenSettings):
         """
         rows, order = len(sample_numbers), self.order
         if isinstance(order, tuple):
-            if len(order) != length:
-                raise UserError(f"order has {len(order)} places, and the image {length}; name all")
             return torch.tensor(order).expand(rows, -1)
         if (order or self.default_order) == RANDOM:
             raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]

@@ -13,7 +13,7 @@ from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling import Request, SampleSettings, sample_images, sliding_window
 from taming.sampling import estimate as module
 from taming.sampling.estimate import announce, estimated_seconds
-from tests.kit.models import tiny_model
+from tests.kit.models import tiny_model, transformer_config
 
 
 @pytest.fixture
@@ -58,6 +58,34 @@ def test_time_is_that_of_what_is_sampled(
     list(sample_images(model, requests, settings, batch_size=2, shape=shape))
     actual = clock[0] - before
     assert estimated == pytest.approx(actual)
+
+
+@pytest.mark.parametrize(
+    ("shape", "known", "count", "settings"),
+    [
+        ((11, 14), kept(11, 14, slice(5), slice(9)), 2, SampleSettings()),
+        ((11, 14), kept(11, 14, slice(5, 6), slice(6, 7)), 1, SampleSettings()),
+        ((6, 7), None, 3, SampleSettings(order="random", guidance=2.0)),
+        ((6, 7), kept(6, 7, slice(2)), 2, SampleSettings(steps=5)),
+        ((4, 9), None, 1, SampleSettings(order=tuple(range(35, -1, -1)))),
+        ((3, 2), None, 2, SampleSettings()),
+        ((2, 9), kept(2, 9, slice(None), slice(2, 5)), 1, SampleSettings()),
+    ],
+)
+def test_time_is_that_of_windows_in_any_order(
+    clock: list[float],
+    shape: tuple[int, int],
+    known: Tensor | None,
+    count: int,
+    settings: SampleSettings,
+) -> None:
+    gpt = {"vocab_size": 24, "target_positions": True}
+    model = tiny_model(transformer_config(gpt, order="random", cond_drop=0.1))
+    requests = [Request(n, (3,), 3, known=known) for n in range(count)]
+    estimated = estimated_seconds(model, requests, settings, 2, shape)
+    before = clock[0]
+    list(sample_images(model, requests, settings, batch_size=2, shape=shape))
+    assert estimated == pytest.approx(clock[0] - before, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", [(4, 30), (11, 14)])
