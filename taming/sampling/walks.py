@@ -173,7 +173,7 @@ class Walk:
         really comes next."""
         path = self.path(visit.corner)
         (following,) = self.places_of(visit.corner, path[visit.seen : visit.seen + 1])
-        return room.condition + visit.seen - (following != visit.places[0])
+        return room.condition + visit.seen - int(following != visit.places[0])
 
     def _corner(self, place: int) -> Corner:
         return self.layout.corner(*divmod(place, self.layout.shape[1]))

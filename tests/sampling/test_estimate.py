@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.inference import Segment, Weights
-from taming.sampling import Request, SampleSettings, sample_images, sliding_window
+from taming.sampling import Request, SampleSettings, sample_images, windows
 from taming.sampling import estimate as module
 from taming.sampling.estimate import announce, estimated_seconds
 from tests.kit.models import tiny_model, transformer_config
@@ -65,7 +65,7 @@ def test_time_is_that_of_what_is_sampled(
     [
         ((11, 14), kept(11, 14, slice(5), slice(9)), 2, SampleSettings()),
         ((11, 14), kept(11, 14, slice(5, 6), slice(6, 7)), 1, SampleSettings()),
-        ((6, 7), None, 3, SampleSettings(order="random", guidance=2.0)),
+        ((6, 7), None, 4, SampleSettings(order="random", guidance=2.0)),
         ((6, 7), kept(6, 7, slice(2)), 2, SampleSettings(steps=5)),
         ((4, 9), None, 1, SampleSettings(order=tuple(range(35, -1, -1)))),
         ((3, 2), None, 2, SampleSettings()),
@@ -94,7 +94,7 @@ def test_time_is_that_of_windows_that_do_not_fit_into_memory(
 ) -> None:
     test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
     enough, clock[0] = clock[0], 0
-    monkeypatch.setattr(sliding_window, "CACHE_BYTES", 0)
+    monkeypatch.setattr(windows, "CACHE_BYTES", 0)
     test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
     assert clock[0] > enough
 
