@@ -93,7 +93,8 @@ class Walk:
 
     def path(self, corner: Corner) -> np.ndarray:
         """The places (h * w,) of a window, by rows of the window, in the order of reading."""
-        return self._within(self.rank, corner).flatten().argsort()
+        path: np.ndarray = self._within(self.rank, corner).flatten().argsort()
+        return path
 
     def places_of(self, corner: Corner, path: np.ndarray) -> np.ndarray:
         """Places of the image that are those of a window at `corner`."""

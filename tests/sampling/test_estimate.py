@@ -65,7 +65,7 @@ def test_time_is_that_of_what_is_sampled(
     [
         ((11, 14), kept(11, 14, slice(5), slice(9)), 2, SampleSettings()),
         ((11, 14), kept(11, 14, slice(5, 6), slice(6, 7)), 1, SampleSettings()),
-        ((6, 7), None, 4, SampleSettings(order="random", guidance=2.0)),
+        ((6, 7), None, 2, SampleSettings(order="random", guidance=2.0)),
         ((6, 7), kept(6, 7, slice(2)), 2, SampleSettings(steps=5)),
         ((4, 9), None, 1, SampleSettings(order=tuple(range(35, -1, -1)))),
         ((3, 2), None, 2, SampleSettings()),
@@ -85,7 +85,7 @@ def test_time_is_that_of_windows_in_any_order(
     estimated = estimated_seconds(model, requests, settings, 2, shape)
     before = clock[0]
     list(sample_images(model, requests, settings, batch_size=2, shape=shape))
-    assert estimated == pytest.approx(clock[0] - before, rel=0.02)
+    assert estimated == pytest.approx(clock[0] - before)
 
 
 @pytest.mark.parametrize("shape", [(4, 30), (11, 14)])
