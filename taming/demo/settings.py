@@ -51,7 +51,7 @@ def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
     steps = choices.number("Steps", "steps", (1, codes), codes)
     if steps < codes:
         return {"order": order, "steps": steps}
-    return {} if order == ORDERS[0] else {"order": order}  # which other sizes have, too
+    return {} if order == ORDERS[0] else {"order": order}
 
 
 def choose_kept(

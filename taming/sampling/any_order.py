@@ -92,7 +92,8 @@ def _check_shape(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
     if model.masked and shape != (trained := trained_shape(model)):
         raise UserError(
             "a model of attention: full fills in images of its training's size only, "
-            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
+            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size, "
+            "or train with order: random"
         )
 
 

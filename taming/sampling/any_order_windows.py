@@ -107,7 +107,7 @@ class _Part:
     Attributes:
         images: their numbers in the batch, (b,).
         rows: those of their sequences, (copies * b,).
-        chance: theirs.
+        chance: what decides of them.
     """
 
     images: Tensor

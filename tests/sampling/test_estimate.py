@@ -60,6 +60,12 @@ def test_time_is_that_of_what_is_sampled(
     assert estimated == pytest.approx(actual)
 
 
+def any_order_model() -> Net2NetTransformer:
+    gpt = {"vocab_size": 24, "target_positions": True}
+    model: Net2NetTransformer = tiny_model(transformer_config(gpt, order="random", cond_drop=0.1))
+    return model
+
+
 @pytest.mark.parametrize(
     ("shape", "known", "count", "settings"),
     [
@@ -79,8 +85,7 @@ def test_time_is_that_of_windows_in_any_order(
     count: int,
     settings: SampleSettings,
 ) -> None:
-    gpt = {"vocab_size": 24, "target_positions": True}
-    model = tiny_model(transformer_config(gpt, order="random", cond_drop=0.1))
+    model = any_order_model()
     requests = [Request(n, (3,), 3, known=known) for n in range(count)]
     estimated = estimated_seconds(model, requests, settings, 2, shape)
     before = clock[0]
@@ -127,6 +132,19 @@ def test_of_very_many_tokens_a_part_is_counted(
     announce(model, requests, settings, 1, (2**12, 2**12), count=3)  # counted out, for minutes
     said = r"8192 x 8192 pixels are 16,777,216 tokens for each of 3 images: about \d+ days\n"
     assert re.fullmatch(said, capsys.readouterr().out)
+
+
+def test_of_very_many_tokens_in_any_order_a_part_is_counted(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, known = any_order_model(), kept(40, 40, slice(30), slice(None))
+    requests = [Request(0, (3,), 3, known=known)]
+    for settings in (SampleSettings(), SampleSettings(order=tuple(range(1600)), steps=1500)):
+        whole = estimated_seconds(model, requests, settings, 1, (40, 40))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MOST_COUNTED", 1000)
+            part = estimated_seconds(model, requests, settings, 1, (40, 40))
+        assert part == pytest.approx(whole, rel=0.2) and part != whole
 
 
 def test_all_tokens_at_once_take_the_time_of_one_batch(
