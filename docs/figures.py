@@ -29,7 +29,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import bar_picture, code_picture, grid
 from taming.sampling import SampleSettings, load_transformer, requests_for_labels, sample_images
 from taming.sampling.load import data_config, open_dataset
-from taming.sampling.sliding_window import Layout
+from taming.sampling.windows import Layout
 from taming.training.logged_rows import read_values
 
 COLORS = 128  # of the palettes of the PNGs: digits are gray

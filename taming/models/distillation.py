@@ -69,11 +69,6 @@ class Teacher:
                 f"model.params.teacher: block_size of {self.path} is {size}, too small for the "
                 f"{needed} tokens that are read here; name a model of this size"
             )
-        if isinstance(self.transformer, GPT):
-            try:
-                check_layout(self.transformer.config, condition, shape)
-            except UserError as error:
-                raise UserError(f"model.params.teacher: {self.path}: {error}") from None
 
     @torch.no_grad()
     def logits(self, sequence: Tensor, start: int) -> Tensor:

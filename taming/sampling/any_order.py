@@ -60,7 +60,7 @@ def check_way(
         raise UserError(
             f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
-    _check_shape(model, settings, shape)
+    _check_shape(model, shape)
     settings.check_fits(shape[0] * shape[1])
 
 
@@ -86,21 +86,13 @@ def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
         )
 
 
-def _check_shape(
-    model: Net2NetTransformer, settings: SampleSettings, shape: tuple[int, int]
-) -> None:
-    trained = trained_shape(model)
-    if shape == trained:
-        return
-    if model.masked:
+def _check_shape(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
+    """Refuse (`UserError`) other sizes than the training's of models of masked codes."""
+    if model.masked and shape != (trained := trained_shape(model)):
         raise UserError(
             "a model of attention: full fills in images of its training's size only, "
-            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that size"
-        )
-    if settings.steps is not None or settings.order not in (None, RASTER):
-        raise UserError(
-            "other sizes than the training's are sampled row by row, one code after the other; "
-            "leave steps and order out"
+            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that "
+            "size, or train with order: random"
         )
 
 
@@ -109,6 +101,17 @@ def with_default_order(model: Net2NetTransformer, settings: SampleSettings) -> S
     if not model.reading.ends_by_rows or settings.order is not None:
         return settings
     return replace(settings, order=RASTER)
+
+
+def reads_in_place(model: Net2NetTransformer, settings: SampleSettings) -> bool:
+    """Whether a model that was annealed to rows samples by rows, and reads what is known there."""
+    by_rows = settings.steps is None and settings.order in (None, RASTER)
+    return model.reading.ends_by_rows and by_rows
+
+
+def sees_all_known(model: Net2NetTransformer, settings: SampleSettings) -> bool:
+    """Whether what is known is read wherever it lies, before what is sampled."""
+    return model.reading.any and not reads_in_place(model, settings)
 
 
 def sample_in_any_order(
@@ -126,12 +129,10 @@ def sample_in_any_order(
         prompt: (copies * B, T), of the condition.
         known: (B, h, w), -1 where to sample.
         report: called with all codes, by rows, and how many of them have been sampled.
-        in_place: row by row, known codes are read at their places, and not first; in steps they
-            are.
+        in_place: known codes are read at their places, and not first.
     """
     settings, copies = chance.settings, len(prompt) // len(chance.streams)
-    in_place = in_place and settings.order == RASTER and settings.steps is None
-    orders = chance.orders() if in_place else _orders(chance, known)
+    orders = chance.orders() if in_place else orders_of(chance, known)
     ordered = None if known is None else in_order(known.flatten(1), orders)
     path = path_of(orders, prompt.shape[1]).repeat(copies, 1)
     missing = torch.ones_like(orders) if ordered is None else ordered < 0  # (B, n)
@@ -164,7 +165,7 @@ def sample_in_any_order(
     return by_rows(codes, orders)
 
 
-def _orders(chance: Chance, known: Tensor | None) -> Tensor:
+def orders_of(chance: Chance, known: Tensor | None) -> Tensor:
     """Orders (B, n), with what is `known` (B, h, w) first."""
     settings = chance.settings
     if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ class Chance:
     samples `streams` (see `Request.stream`)."""
 
     settings: SampleSettings
-    n_codes: int  # further tokens stand for conditions
+    n_codes: int | None  # further tokens stand for conditions; None: none do
     seed: int
     streams: Sequence[int]
     length: int
@@ -29,6 +30,14 @@ class Chance:
         own_k = self.settings.own_top_k(self.seed, self.streams)
         self.uniform = uniforms(self.seed, self.streams, self.length).to(self.device)
         self.top_k = None if own_k is None else torch.tensor(own_k).to(self.device)
+
+    def of(self, images: Sequence[int]) -> Chance:
+        """That of some images of the batch."""
+        part, rows = copy(self), list(images)
+        part.streams = [self.streams[n] for n in rows]
+        part.uniform = self.uniform[rows]
+        part.top_k = None if self.top_k is None else self.top_k[rows]
+        return part
 
     def pick(self, logits: Tensor, n: int) -> Tensor:
         """The n-th codes (B,) from logits (copies * B, V)."""

@@ -26,14 +26,18 @@ from taming.modules.transformer.plain import device_of
 from taming.sampling.any_order import (
     check_way,
     fill_in_masked,
+    reads_in_place,
     sample_in_any_order,
+    sees_all_known,
     with_default_order,
 )
+from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
-from taming.sampling.requests import Request
+from taming.sampling.requests import Request, known_of
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
-from taming.sampling.sliding_window import Box, SlidingWindow, check_tokens, layout_for
+from taming.sampling.sliding_window import SlidingWindow, layout_for
+from taming.sampling.windows import Box, Conditions, Layout, check_tokens
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class TokenSampler:
         maps = [request.condition for request in batch if request.condition is not None]
         condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
         condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
-        known = _known(batch, self.shape)  # (B, H, W)
+        known = known_of(batch, self.shape)  # (B, H, W)
         known = None if known is None else known.to(device)
         if self.shape != self.window:
             for request in batch:
@@ -245,10 +249,7 @@ class TokenSampler:
         rows = None if known is None else known.flatten(1)
         total = chance.length if rows is None else int((rows < 0).any(0).sum())
 
-        def report(indices: Tensor, done: int) -> None:
-            if self.on_step is not None and done > 0:
-                self.on_step(Progress(done, total, indices))
-
+        report = self._reporter(total)
         if self.model.masked:
             if self._weights is None:
                 self._weights = weights_for(self.gpt, self.dtype, len(prompt) * chance.length)
@@ -259,8 +260,17 @@ class TokenSampler:
             )
         decoder = self._decoder_of(prompt.shape[1] + chance.length - 1)
         assert isinstance(decoder, CachedDecoder)
-        in_place = self.model.reading.ends_by_rows
+        in_place = reads_in_place(self.model, self.settings)
         return sample_in_any_order(decoder, prompt, known, chance, report, in_place=in_place)
+
+    def _reporter(self, total: int) -> Callable[[Tensor, int], None]:
+        """Of all indices, and how many are sampled of `total`."""
+
+        def report(indices: Tensor, done: int) -> None:
+            if self.on_step is not None and done > 0:
+                self.on_step(Progress(done, total, indices))
+
+        return report
 
     @torch.no_grad()
     def _sample_at_once(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
@@ -281,8 +291,11 @@ class TokenSampler:
             prompts_in_box = torch.tensor([prompt(box) for prompt in prompts])
             return self._with_null(prompts_in_box.to(condition.device))
 
-        layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
         by_window = condition_in if prompts else None
+        if sees_all_known(self.model, self.settings):
+            conditions = Conditions(condition, Layout.of(self.shape, self.window), by_window)
+            return self._sample_around_in_windows(conditions, chance, known)
+        layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
         order = [row * width + column for step in layout.steps() for row, column in step]
         sampled = _sampled_of_first(None if known is None else known.flatten(1), order)
         sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
@@ -292,6 +305,18 @@ class TokenSampler:
             lambda grid, done: self._report(done, sampled, grid.flatten(1)),
         )
         return grid.flatten(1).clone()  # a copy that is no inference tensor
+
+    def _sample_around_in_windows(
+        self, conditions: Conditions, chance: Chance, known: Tensor | None
+    ) -> Tensor:
+        """Of models of any order, whose windows show all that is known in them."""
+        assert isinstance(self._weights, Weights)  # `check_way`
+        total = chance.length if known is None else int((known < 0).flatten(1).sum(1).max())
+        report = self._reporter(total)
+        codes = sample_in_windows(
+            self._weights, conditions, self.window, chance, known=known, report=report
+        )
+        return codes.clone()
 
 
 def _sampled_of_first(known: Tensor | None, order: Sequence[int]) -> list[int]:
@@ -303,17 +328,3 @@ def _sampled_of_first(known: Tensor | None, order: Sequence[int]) -> list[int]:
         return list(range(len(order) + 1))
     sampled = (known < 0).any(0)[list(order)]  # (H * W,)
     return [0, *sampled.cumsum(0).tolist()]
-
-
-def _known(batch: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:
-    """int64 [B, H, W], -1 at positions to sample; None if nothing is known."""
-    if all(request.known is None for request in batch):
-        return None
-    nothing = torch.full(shape, -1)
-    known = [nothing if request.known is None else request.known for request in batch]
-    for indices in known:
-        if tuple(indices.shape) != tuple(shape):
-            raise UserError(
-                f"the known indices are {tuple(indices.shape)}, but the image is {tuple(shape)}"
-            )
-    return torch.stack(known)

@@ -18,13 +18,15 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import STEPS
+from taming.modules.transformer.orders import COSINE
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
+from taming.sampling.any_order import sees_all_known
 from taming.sampling.engine import Progress, check_settings, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
-from taming.sampling.sliding_window import Layout
-from taming.sampling.window_steps import Step, Window
+from taming.sampling.window_steps import AnyOrderWindow, Step, Window
+from taming.sampling.windows import Layout
 
 MOST_COUNTED = 2**15  # tokens of an image whose windows are counted one by one
 LONG_ENOUGH = 0.2  # seconds of decoding that tell of the rest
@@ -124,7 +126,8 @@ def estimated_seconds(
         return 0.0
     first, batches = requests[:batch_size], -(-(count or len(requests)) // batch_size)
     h, w = trained_shape(model)
-    if shape[1] > w or (shape[0] > h and shape[1] == w):
+    by_rows = shape[1] > w or (shape[0] > h and shape[1] == w)
+    if by_rows or (sees_all_known(model, settings) and shape != (h, w)):
         return batches * _seconds_by_windows(model, first, settings, shape)
     known = first[0].known
     tokens = shape[0] * shape[1] if known is None else int((known < 0).sum())
@@ -174,35 +177,35 @@ def _seconds_by_windows(
     Of an image of very many tokens, those of a corner are counted, and the rest is like it.
     """
     first, (h, w) = requests[0], trained_shape(model)
-    h = min(h, shape[0])
+    h, any_order = min(h, shape[0]), sees_all_known(model, settings)
     decoding = len(requests) * _seconds_of_decoding(model, shape)
-    unknown = torch.ones(shape) if first.known is None else first.known < 0
+    unknown = torch.ones(shape, dtype=torch.bool) if first.known is None else first.known < 0
     times = 1.0
-    if unknown.numel() > MOST_COUNTED:
+    # In any order, what is known costs nothing but to be read.
+    if (int(unknown.sum()) if any_order else unknown.numel()) > MOST_COUNTED:
+        settings = replace(settings, order=None)  # by rows
         shape = (min(shape[0], 6 * h), min(shape[1], 6 * w))
         times = float(unknown.sum()) / (shape[0] * shape[1])
-        unknown = torch.ones(shape)
-    rows = len(requests) * (2 if settings.guided else 1)
-    weights = weights_for(model.transformer, rows=rows)
-    window = Window(_tokens_before(first, h * w), (h, w), weights, rows)
-    steps = window.steps(Layout(shape, (h, w)), unknown.tolist())
-    seconds = _seconds_of(model, requests, settings, window)
+        unknown = torch.ones(shape, dtype=torch.bool)
+    weights = weights_for(model.transformer, rows=len(requests) * (2 if settings.guided else 1))
+    streams = [request.stream for request in requests]
+    kind = AnyOrderWindow if any_order else Window
+    window = kind(_prefix(first), (h, w), weights, settings, streams)
+    steps = window.steps(Layout.of(shape, (h, w)), unknown.tolist())
+    seconds = _seconds_of(model, requests, window)
     return decoding + times * sum(map(seconds, steps))
 
 
-def _tokens_before(request: Request, window: int) -> int:
-    """How many tokens of the condition there are in every window."""
+def _prefix(request: Request) -> int | None:
+    """How many tokens of the condition every window begins with; None for a map."""
     if request.condition is not None:
-        return window
+        return None
     whole = (0.0, 0.0, 1.0, 1.0)
     return len(request.prompt_in(whole) if request.prompt_in else request.prompt)
 
 
 def _seconds_of(
-    model: Net2NetTransformer,
-    requests: Sequence[Request],
-    settings: SampleSettings,
-    window: Window,
+    model: Net2NetTransformer, requests: Sequence[Request], window: Window
 ) -> Callable[[Step], float]:
     """From a step to its seconds, which are those of a token, a position and the step itself.
 
@@ -212,7 +215,7 @@ def _seconds_of(
     short, long = (_seconds_of_pass(window.weights, window.rows, n) for n in (1, window.length))
     token = max(0.0, long - short) / max(1, window.length - 1)
     rest: dict[int, float] = {}  # by the number of positions
-    for step, seconds in _tried(model, requests, settings, window):
+    for step, seconds in _tried(model, requests, window):
         beside = max(0.0, seconds - token * step.tokens)
         rest[step.positions] = min(beside, rest.get(step.positions, beside))
     (fewest, least), (most, longest) = min(rest.items()), max(rest.items())
@@ -222,10 +225,7 @@ def _seconds_of(
 
 
 def _tried(
-    model: Net2NetTransformer,
-    requests: Sequence[Request],
-    settings: SampleSettings,
-    window: Window,
+    model: Net2NetTransformer, requests: Sequence[Request], window: Window
 ) -> list[tuple[Step, float]]:
     """Steps of one position and of several, two of each, with the seconds that they took."""
     h, w = window.sides
@@ -236,8 +236,9 @@ def _tried(
     unknown[0, :2] = True
     for row in range(rows):
         unknown[row, last - row * w - 1 : last - row * w + 1] = True
-    layout = Layout(shape, (h, w))
-    steps = list(window.steps(layout, unknown.tolist()))
+    settings = replace(window.settings, order=None, steps=None, step_schedule=COSINE)
+    window = replace(window, settings=settings)
+    steps = list(window.steps(Layout(shape, (h, w)), unknown.tolist()))
     known = torch.where(unknown, -1, 0)
     tried = [
         replace(r, known=known, condition=None if r.condition is None else torch.zeros_like(known))

@@ -20,7 +20,7 @@ from taming.modules.transformer.plain import device_of
 from taming.sampling.inputs import SampleInputs
 from taming.sampling.scenes import Scene, SceneBuilder
 from taming.sampling.sizes import pixels_per_token, trained_shape
-from taming.sampling.sliding_window import Box
+from taming.sampling.windows import Box
 from taming.shipped import script
 
 
@@ -197,3 +197,21 @@ def request_for_inputs(
         return request_for_condition(model, inputs.c, 0, inputs.shape, known)
     (request,) = requests_for_scene(inputs.scene, inputs.builder, inputs.number, [0])
     return replace(request, known=known)
+
+
+def known_of(requests: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:
+    """What is kept of images of `shape`, int64 [B, H, W], -1 elsewhere; None if nothing is.
+
+    Raises:
+        UserError: for indices of another size.
+    """
+    if all(request.known is None for request in requests):
+        return None
+    nothing = torch.full(shape, -1)
+    known = [nothing if request.known is None else request.known for request in requests]
+    for indices in known:
+        if tuple(indices.shape) != tuple(shape):
+            raise UserError(
+                f"the known indices are {tuple(indices.shape)}, but the image is {tuple(shape)}"
+            )
+    return torch.stack(known)

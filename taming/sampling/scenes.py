@@ -21,7 +21,7 @@ from taming.data.conditional_builder.objects_center_points import (
 from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, absence, shorten
-from taming.sampling.sliding_window import Box
+from taming.sampling.windows import Box
 
 SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 

@@ -270,7 +270,6 @@ class SampleSettings(TokenSettings):
         """
         rows, order = len(sample_numbers), self.order
         if isinstance(order, tuple):
-            self.check_fits(length)
             return torch.tensor(order).expand(rows, -1)
         if (order or self.default_order) == RANDOM:
             raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]

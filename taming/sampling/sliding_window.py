@@ -13,8 +13,7 @@ far as they go, so that its keys and values are computed once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,65 +26,19 @@ from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.modules.transformer.plain import block_size_of, vocabulary_of
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import check_layout
-from taming.sampling.settings import SampleSettings, TopK, uniforms
-
-# Windows that only later rows use again keep their keys and values while all of them fit into it.
-CACHE_BYTES = 4 * 2**30
-
-Corner = tuple[int, int]
-Position = tuple[int, int]  # (row, column)
-Box = tuple[float, float, float, float]
-"""(x0, y0, width, height) as shares of the image."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Windows of (h, w) tokens on a grid of (H, W), no smaller than they are.
-
-    A window is centered on its position, which is then at (h // 2, w // 2) of it, as far as the
-    grid's borders let it.
-    """
-
-    shape: tuple[int, int]
-    window: tuple[int, int]
-
-    def corner(self, row: int, column: int) -> Corner:
-        """Upper left corner of the window of a position."""
-        (height, width), (h, w) = self.shape, self.window
-        return min(max(row - h // 2, 0), height - h), min(max(column - w // 2, 0), width - w)
-
-    def served(self, corner: Corner) -> tuple[range, range]:
-        """Rows and columns of the positions whose window is at `corner`."""
-        # Inner corners serve the one position at their center; those at a border all towards it.
-        rows, columns = (
-            range(
-                0 if at == 0 else at + window // 2,
-                side if at == side - window else at + window // 2 + 1,
-            )
-            for at, side, window in zip(corner, self.shape, self.window, strict=True)
-        )
-        return rows, columns
-
-    def steps(self) -> Iterator[list[Position]]:
-        """Positions that can be sampled together, when all that they see has been sampled.
-
-        In the rows above, a window reaches less than its width beyond its position: each row
-        follows the one above it a window's width behind. At time t, row r is at column t - r * lag;
-        with lag 4 on a grid of 3 x 8, time 9 has (0, 9) off the grid, (1, 5) and (2, 1).
-        """
-        (height, width), lag = self.shape, self.window[1]
-        for time in range((height - 1) * lag + width):
-            first = max(0, -(-(time - width + 1) // lag))  # rounded up: rows above are complete
-            last = min(height - 1, time // lag)
-            yield [(row, time - row * lag) for row in range(first, last + 1)]
-
-
-def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> int:
-    """How many windows of `rows` sequences may keep their keys and values: see `CACHE_BYTES`."""
-    if isinstance(weights, OwnMethods):
-        return 0
-    size = rows * length * weights.config.n_embd * weights.dtype.itemsize
-    return CACHE_BYTES // (2 * len(weights.layers) * size)
+from taming.sampling.any_order_windows import sample_in_windows
+from taming.sampling.chance import Chance
+from taming.sampling.settings import SampleSettings, TopK
+from taming.sampling.windows import (
+    Box,
+    Conditions,
+    Corner,
+    Layout,
+    Position,
+    check_condition,
+    check_tokens,
+    windows_in_memory,
+)
 
 
 class _Caches:
@@ -139,10 +92,9 @@ class SlidingWindow:
         condition_in: Callable[[Box], Tensor] | None = None,
     ) -> None:
         self.weights, self.condition, self.layout = weights, condition, layout
-        self.copies, self.condition_in = copies, condition_in
+        self.copies, self.conditions = copies, Conditions(condition, layout, condition_in)
         h, w = layout.window
-        self.before = h * w if condition.dim() == 3 else condition.shape[1]
-        length = self.before + h * w - 1
+        length = self.conditions.length + h * w - 1
         self.caches = _Caches(weights, layout, len(condition), length)
         self._columns = torch.arange(length, device=weights.device)
         self._modulations = weights.modulations(condition[:, 0])
@@ -213,12 +165,7 @@ class SlidingWindow:
         (top, left), (h, w) = self.layout.corner(row, column), self.layout.window
         before = (row - top) * w + column - left  # how many of the window's h * w tokens
         image = grid[:, top : top + h, left : left + w].flatten(1)[:, :before]  # (B, before)
-        condition = self.condition
-        if self.condition_in is not None:
-            height, width = self.layout.shape
-            condition = self.condition_in((left / width, top / height, w / width, h / height))
-        elif condition.dim() == 3:
-            condition = condition[:, top : top + h, left : left + w].flatten(1)  # (., h * w)
+        condition = self.conditions.at((top, left))  # (copies * B, n)
         return torch.cat((condition, image.repeat(self.copies, 1)), dim=1)
 
     def _continued(self, tokens: Tensor, corner: Corner, cache: Tensor) -> Segment:
@@ -254,6 +201,9 @@ def sample_sliding_window(
 ) -> Tensor:
     """Sample indices int64 [B, H, W] of any size from a GPT that was trained on `window`.
 
+    One with `target_positions` sees all that is known in a window, and samples from there inwards;
+    any other sees what comes before a position, row by row.
+
     Args:
         cond: an index map [B, H, W], of which the transformer sees the window; a prefix [B, n],
             which it sees always; or None: the start token 0, for `batch_size` images.
@@ -277,54 +227,52 @@ def sample_sliding_window(
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:
         check_tokens(vocabulary_of(transformer), cond)
-    layout, numbers = layout_for(transformer, cond, shape, window), range(len(cond))
-    cond = cond.to(weights.device)
-    uniform = uniforms(seed, numbers, shape[0] * shape[1]) if uniform is None else uniform
-    uniform, own_k = uniform.to(weights.device), settings.own_top_k(seed, numbers)
-    top_ks = None if own_k is None else torch.tensor(own_k).to(weights.device)
-
-    def pick(logits: Tensor, row: int, column: int) -> Tensor:
-        return settings.pick(logits[:, :n_codes], uniform[:, row * shape[1] + column], top_ks)
-
-    return SlidingWindow(weights, cond, layout).sample(pick, known, on_step).clone()
-
-
-def layout_for(
-    gpt: GPT, cond: Tensor, shape: tuple[int, int], window: int | tuple[int, int]
-) -> Layout:
-    """The checked windows for a condition [B, H, W] or [B, n] and a grid of `shape`."""
     sides = (window, window) if isinstance(window, int) else window
     if min(*shape, *sides) < 1:
         raise UserError(f"the image is {shape} and the window {sides} tokens; both need some")
-    if cond.dim() not in (2, 3) or (cond.dim() == 3 and tuple(cond.shape[1:]) != tuple(shape)):
-        raise UserError(
-            f"the condition has shape {list(cond.shape)}; for an image of {shape[0]} x {shape[1]} "
-            f"tokens it must be a map [B, {shape[0]}, {shape[1]}] or a prefix [B, n]"
-        )
-    h, w = min(sides[0], shape[0]), min(sides[1], shape[1])
-    before = h * w if cond.dim() == 3 else cond.shape[1]
-    if not before:
-        raise UserError("the condition is empty; without one, pass None")
+    length, device, numbers = shape[0] * shape[1], weights.device, range(len(cond))
+    chance = Chance(settings, n_codes, seed, numbers, length=length, device=device)
+    if uniform is not None:
+        chance.uniform = uniform.to(device)
+    if isinstance(weights, Weights) and weights.config.target_positions:
+        conditions = Conditions(cond.to(device), Layout.of(shape, sides))
+        return _sample_around(weights, conditions, sides, chance, known=known, on_step=on_step)
+    layout = layout_for(transformer, cond, shape, sides)
+
+    def pick(logits: Tensor, row: int, column: int) -> Tensor:
+        return chance.pick(logits, row * shape[1] + column)
+
+    return SlidingWindow(weights, cond.to(device), layout).sample(pick, known, on_step).clone()
+
+
+def _sample_around(
+    weights: Weights,
+    conditions: Conditions,
+    trained: tuple[int, int],
+    chance: Chance,
+    *,
+    known: Tensor | None,
+    on_step: Callable[[Tensor, int], None] | None,
+) -> Tensor:
+    """Indices [B, H, W] of a GPT of any order; arguments are of `sample_in_windows`."""
+    grid = (len(chance.streams), *conditions.layout.shape)
+    known = None if known is None else known.to(weights.device)
+    kept = 0 if known is None else int((known >= 0).flatten(1).sum(1).min())
+
+    def report(codes: Tensor, done: int) -> None:
+        if on_step is not None:
+            on_step(codes.view(grid), kept + done)
+
+    codes = sample_in_windows(weights, conditions, trained, chance, known=known, report=report)
+    return codes.view(grid).clone()
+
+
+def layout_for(gpt: GPT, cond: Tensor, shape: tuple[int, int], sides: tuple[int, int]) -> Layout:
+    """The checked windows for a condition [B, H, W] or [B, n] and a grid of `shape`."""
+    check_condition(cond, shape)
+    layout = Layout.of(shape, sides)
+    before, (h, w) = Conditions(cond, layout).length, layout.window
     if isinstance(gpt, GPT):
         check_layout(gpt.config, before, (h, w))
     check_length(block_size_of(gpt), before + h * w - 1)
-    return Layout(shape, (h, w))
-
-
-def check_tokens(size: int | None, cond: Tensor | Sequence[int]) -> None:
-    """Raise `UserError` if a vocabulary of this size, if it is known, lacks a condition's tokens.
-
-    Call it before a condition is moved to a GPU, which it would wait for.
-    """
-    low, high = _extremes(cond)
-    if size is not None and not 0 <= low <= high < size:
-        raise UserError(
-            f"the condition has tokens from {low} to {high}, but the transformer's "
-            f"vocabulary counts from 0 to {size - 1}"
-        )
-
-
-def _extremes(tokens: Tensor | Sequence[int]) -> tuple[int, int]:
-    if isinstance(tokens, Tensor):
-        return (int(tokens.min()), int(tokens.max())) if tokens.numel() else (0, 0)
-    return min(tokens, default=0), max(tokens, default=0)
+    return layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,27 @@ def test_regions_of_a_permuted_order(monkeypatch: pytest.MonkeyPatch) -> None:
     kept[2, 1] = False
     again = draw_again(model, drawn, 0, kept, SampleSettings())
     assert torch.equal(again.indices[0][kept], drawn.indices[0][kept])
+
+
+def test_regions_of_a_larger_image_see_what_is_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from taming.demo.drawing import draw, draw_again, requests_for_inputs
+    from taming.sampling import SampleSettings
+    from taming.sampling.inputs import SampleInputs
+    from tests.kit.models import tiny_model
+
+    model = tiny_model(transformer_config({"target_positions": True}, order="random"))
+    monkeypatch.setattr("taming.demo.drawing.st", _Silent())
+    requests = requests_for_inputs(model, SampleInputs((6, 7), c=torch.tensor([1])), None, 1)
+    drawn = draw(model, requests, SampleSettings(), 0, shape=(6, 7), run="", link={})
+    kept = torch.ones(6, 7, dtype=torch.bool)
+    kept[:2, 1:4] = False
+    again = draw_again(model, drawn, 0, kept, SampleSettings(temperature=0))
+    assert torch.equal(again.indices[0][kept], drawn.indices[0][kept])
+    below = drawn.indices[0].clone()
+    below[2:4] = (below[2:4] + 7) % 20
+    other = replace(drawn, indices=(below,))
+    changed = draw_again(model, other, 0, kept, SampleSettings(temperature=0))
+    assert not torch.equal(changed.indices[0][~kept], again.indices[0][~kept])
 
 
 class _Silent:

@@ -195,16 +195,6 @@ def test_teachers_that_are_none(teacher: Path, tmp_path: Path) -> None:
         model.check_batch(batch)
 
 
-def test_a_teacher_of_another_grid_is_refused(tmp_path: Path) -> None:
-    """Its sequences are long enough, but it would take rows of 4 codes for the first of 8."""
-    gpt = {"block_size": 64, "rope_grid": [8, 8]}
-    model = student(tiny_run(tmp_path / "large", transformer_config(gpt)))
-    model.load_teacher()
-    batch = {"image": torch.zeros(1, 8, 8, 3), "class_label": torch.zeros(1).long()}
-    with pytest.raises(UserError, match="model.params.teacher: .*large: .* is 4 x 4 codes, .* 8"):
-        model.check_batch(batch)
-
-
 def test_main_refuses_a_teacher_before_the_run_has_a_folder(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

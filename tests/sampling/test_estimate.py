@@ -10,10 +10,10 @@ from torch import Tensor
 
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.inference import Segment, Weights
-from taming.sampling import Request, SampleSettings, sample_images, sliding_window
+from taming.sampling import Request, SampleSettings, sample_images, windows
 from taming.sampling import estimate as module
 from taming.sampling.estimate import announce, estimated_seconds
-from tests.kit.models import tiny_model
+from tests.kit.models import tiny_model, transformer_config
 
 
 @pytest.fixture
@@ -60,13 +60,46 @@ def test_time_is_that_of_what_is_sampled(
     assert estimated == pytest.approx(actual)
 
 
+def any_order_model() -> Net2NetTransformer:
+    gpt = {"vocab_size": 24, "target_positions": True}
+    model: Net2NetTransformer = tiny_model(transformer_config(gpt, order="random", cond_drop=0.1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("shape", "known", "count", "settings"),
+    [
+        ((11, 14), kept(11, 14, slice(5), slice(9)), 2, SampleSettings()),
+        ((11, 14), kept(11, 14, slice(5, 6), slice(6, 7)), 1, SampleSettings()),
+        ((6, 7), None, 2, SampleSettings(order="random", guidance=2.0)),
+        ((6, 7), kept(6, 7, slice(2)), 2, SampleSettings(steps=5)),
+        ((4, 9), None, 1, SampleSettings(order=tuple(range(35, -1, -1)))),
+        ((3, 2), None, 2, SampleSettings()),
+        ((2, 9), kept(2, 9, slice(None), slice(2, 5)), 1, SampleSettings()),
+    ],
+)
+def test_time_is_that_of_windows_in_any_order(
+    clock: list[float],
+    shape: tuple[int, int],
+    known: Tensor | None,
+    count: int,
+    settings: SampleSettings,
+) -> None:
+    model = any_order_model()
+    requests = [Request(n, (3,), 3, known=known) for n in range(count)]
+    estimated = estimated_seconds(model, requests, settings, 2, shape)
+    before = clock[0]
+    list(sample_images(model, requests, settings, batch_size=2, shape=shape))
+    assert estimated == pytest.approx(clock[0] - before)
+
+
 @pytest.mark.parametrize("shape", [(4, 30), (11, 14)])
 def test_time_is_that_of_windows_that_do_not_fit_into_memory(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
 ) -> None:
     test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
     enough, clock[0] = clock[0], 0
-    monkeypatch.setattr(sliding_window, "CACHE_BYTES", 0)
+    monkeypatch.setattr(windows, "CACHE_BYTES", 0)
     test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
     assert clock[0] > enough
 
@@ -99,6 +132,19 @@ def test_of_very_many_tokens_a_part_is_counted(
     announce(model, requests, settings, 1, (2**12, 2**12), count=3)  # counted out, for minutes
     said = r"8192 x 8192 pixels are 16,777,216 tokens for each of 3 images: about \d+ days\n"
     assert re.fullmatch(said, capsys.readouterr().out)
+
+
+def test_of_very_many_tokens_in_any_order_a_part_is_counted(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, known = any_order_model(), kept(40, 40, slice(30), slice(None))
+    requests = [Request(0, (3,), 3, known=known)]
+    for settings in (SampleSettings(), SampleSettings(order=tuple(range(1600)), steps=1500)):
+        whole = estimated_seconds(model, requests, settings, 1, (40, 40))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MOST_COUNTED", 1000)
+            part = estimated_seconds(model, requests, settings, 1, (40, 40))
+        assert part == pytest.approx(whole, rel=0.2) and part != whole
 
 
 def test_all_tokens_at_once_take_the_time_of_one_batch(

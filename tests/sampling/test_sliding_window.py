@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.mingpt import GPT
-from taming.sampling import sample_sliding_window, sliding_window, uniforms
+from taming.sampling import sample_sliding_window, sliding_window, uniforms, windows
 from taming.sampling.settings import SampleSettings
 from tests.support import fill_by_name, load_golden
 
@@ -92,7 +92,7 @@ def test_caches_that_do_not_fit_change_nothing(
     monkeypatch: pytest.MonkeyPatch, limit: int, count: int
 ) -> None:
     gpt, cond, made = small_gpt(), condition("map", (9, 11)), count_caches(monkeypatch)
-    monkeypatch.setattr(sliding_window, "CACHE_BYTES", limit * 2 * 2 * 2 * 31 * 16 * 4)
+    monkeypatch.setattr(windows, "CACHE_BYTES", limit * 2 * 2 * 2 * 31 * 16 * 4)
     sampled = sample_sliding_window(gpt, cond, (9, 11), 4, temperature=0)
     assert torch.equal(sampled, plain_loop(gpt, cond, (9, 11), 4))
     assert made == [(2, 31)] * count

@@ -258,3 +258,33 @@ def test_an_order_of_one_size_names_it(
         assert message in capsys.readouterr().err
     flags = ("--keep", "top-half", "--size", "8,8", "--condition", "2")
     assert (complete(run, image, tmp_path / "out", *flags) / "000003.png").is_file()
+
+
+@pytest.mark.parametrize("order", ["random", "raster"])
+def test_beside_an_image_all_of_it_is_seen_if_the_order_lets_it(
+    order: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpt = {"target_positions": order == "random"}
+    run = tiny_run(tmp_path / "run", transformer_config(gpt, order=order))
+    codes: list[torch.Tensor] = []
+
+    def sample(*arguments: Any, **options: Any) -> Any:
+        for one in sample_images(*arguments, **options):
+            codes.append(one.indices.view(6, 6))
+            yield one
+
+    monkeypatch.setattr(script, "sample_images", sample)
+    flags = ("--pad", "4,4,0,0", "--condition", "2", "-n", "1")
+    for shade in (0, 255):
+        Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(tmp_path / f"{shade}.png")
+        complete(run, tmp_path / f"{shade}.png", tmp_path / str(shade), *flags)
+    above = [one[:2] for one in codes]  # before what is kept, row by row
+    assert torch.equal(*above) == (order == "raster")
+    said = "12 x 12 pixels are 36 tokens, of which 20 are sampled for each image: about "
+    assert capsys.readouterr().out.count(said) == 2
+    if order == "random":
+        complete(run, tmp_path / "0.png", tmp_path / "steps", *flags, "--steps", "3")
+        assert len(codes) == 3

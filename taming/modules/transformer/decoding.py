@@ -147,7 +147,7 @@ class CachedDecoder:
         else:
             segment = forked_segment(idx, start, count, self._columns, cache)
         if self._path is not None:
-            segment.path = _reading(self._path[: len(idx)], start, stop, count)
+            segment.path = path_read(self._path[: len(idx)], start, stop, count)
         if self._modulations:
             segment.modulations = [change[: len(idx)] for change in self._modulations]
         self.length = stop
@@ -281,7 +281,7 @@ def forked_segment(
     return Segment(tokens, slice(start, end), end, allowed, cache=cache, answers=count)
 
 
-def _reading(path: Tensor, start: int, stop: int, count: int) -> tuple[Tensor, Tensor]:
+def path_read(path: Tensor, start: int, stop: int, count: int) -> tuple[Tensor, Tensor]:
     """Of a `path` (B, P), the positions from `start` to `stop`, and those that they predict; the
     last predicts `count` of them, as `forked_segment` reads it."""
     read = torch.cat((path[:, start:stop], path[:, stop - 1 : stop].expand(-1, count - 1)), dim=1)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from taming.modules.transformer.decoding import CachedDecoder
 
@@ -62,20 +63,42 @@ def inwards(known: Tensor) -> Tensor:
 
     Of images of which nothing is known, all places are by rows.
     """
-    there = known >= 0
-    flat = there.flatten(1)  # (B, h * w)
-    places = torch.arange(flat.shape[1], device=known.device).expand_as(flat)
-    rank = torch.where(flat, places - flat.shape[1], places)
-    done, window = flat.clone(), torch.ones(1, 1, 3, 3, device=known.device)
-    for step in range(int((~flat).sum(1).max())):
-        around = F.conv2d(done.view(there.shape)[:, None].float(), window, padding=1)
-        # The first of those that have as many; of whole images, one that is there.
-        score = (around.flatten(1).long() - 10 * done.long()) * flat.shape[1] - places
-        best = score.argmax(1, keepdim=True)
-        number = torch.where(done.gather(1, best), rank.gather(1, best), step)
-        rank.scatter_(1, best, number)
-        done.scatter_(1, best, True)
-    return torch.where(flat.any(1, keepdim=True), rank, places).argsort(1)
+    masks = (known >= 0).tolist()
+    kept = [tuple(chain.from_iterable(rows)) for rows in masks]  # (B, h * w)
+    height, width = known.shape[1:]
+    # Images of a batch mostly keep the same.
+    orders = {there: _inwards(there, height, width) for there in set(kept)}
+    return torch.tensor([orders[there] for there in kept], device=known.device)
+
+
+def _inwards(there: Sequence[bool], height: int, width: int) -> list[int]:
+    """The order of `inwards` for one image, (h * w,)."""
+    if not any(there):
+        return list(range(len(there)))
+    done = list(there)
+    counts = [sum(done[n] for n in _around(place, height, width)) for place in range(len(done))]
+    waiting = [(-counts[place], place) for place, is_there in enumerate(done) if not is_there]
+    order = [place for place, is_there in enumerate(done) if is_there]
+    heapify(waiting)
+    while waiting:
+        _, place = heappop(waiting)
+        if done[place]:
+            continue  # from when it had fewer around it
+        done[place] = True
+        order.append(place)
+        for n in _around(place, height, width):
+            if not done[n]:
+                counts[n] += 1
+                heappush(waiting, (-counts[n], n))
+    return order
+
+
+def _around(place: int, height: int, width: int) -> list[int]:
+    """A place by rows, and those of the eight around it that are in the image."""
+    row, column = divmod(place, width)
+    rows = range(max(row - 1, 0), min(row + 2, height))
+    columns = range(max(column - 1, 0), min(column + 2, width))
+    return [y * width + x for y in rows for x in columns]
 
 
 def in_order(codes: Tensor, order: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from taming.errors import UserError
 from taming.kernel_choice import KERNELS
@@ -166,6 +167,21 @@ def test_holes_are_filled_from_what_is_kept_inwards() -> None:
     wide = torch.full((1, 2, 5), -1)
     wide[0, 1, 4] = 3
     assert inwards(wide).tolist() == [[9, 3, 4, 8, 2, 7, 1, 6, 0, 5]]
+
+
+def test_the_next_place_has_most_of_the_eight_around_it_and_is_the_first_of_several() -> None:
+    there = torch.rand(9, 8, generator=torch.Generator().manual_seed(0)) < 0.1
+    there[:3] = False
+    known = torch.where(there, 0, -1)[None]
+    (order,) = inwards(known).tolist()
+    kept = int(there.sum())
+    assert order[:kept] == there.flatten().nonzero()[:, 0].tolist()
+    for place in order[kept:]:
+        around = F.conv2d(there[None, None].float(), torch.ones(1, 1, 3, 3), padding=1)
+        counts = around[0, 0].masked_fill(there, -1).flatten().tolist()
+        assert counts.index(max(counts)) == place
+        there.view(-1)[place] = True
+    assert sorted(order) == list(range(72))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
