@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 from taming.errors import UserError, absence
-
-SUFFIXES = (".yaml", ".yml")
+from taming.user_files import YAMLS
 
 
 def shipped(folder: str) -> Path:
@@ -21,7 +20,9 @@ def shipped(folder: str) -> Path:
 def config_names() -> list[str]:
     """The names of the shipped configs: `digits_vqgan`, `small/vqgan`."""
     root = shipped("configs")
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    return sorted(
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
+    )
 
 
 def find_config(path: str | Path) -> Path:
@@ -33,8 +34,8 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if os.path.isfile(path):  # False of impossible names, too
         return path
-    name = str(path).removeprefix(f"configs{os.sep}")
-    if path.suffix in SUFFIXES:
+    name = path.as_posix().removeprefix("configs/")
+    if path.suffix in YAMLS:
         name = name.removesuffix(path.suffix)
     if name in config_names():
         return shipped("configs") / f"{name}.yaml"
