@@ -37,7 +37,14 @@ from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_in
 from taming.sampling.conditions import read_condition
 from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.estimate import announce_size, announce_time
-from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
+from taming.sampling.folder import (
+    ADVICE,
+    FolderWriter,
+    SampleFolder,
+    file_hashes,
+    make_record,
+    save_png,
+)
 from taming.sampling.sizes import (
     Sides,
     add_side_flags,
@@ -176,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)
     )
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
+    record |= file_hashes(image=own.image, keep=own.keep, condition=own.condition)
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.num_samples)
     finished = folder.finished(None)

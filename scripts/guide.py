@@ -42,6 +42,7 @@ from taming.guidance import (
     random_start,
 )
 from taming.guidance.arguments import PRIOR, Beginning, Prompts
+from taming.guidance.encoders import ImageEncoder
 from taming.guidance.memory import check_step_memory
 from taming.guidance.start import chance_for, prior_start, trained_grid
 from taming.limits import readable_size
@@ -56,7 +57,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.completion import Photo, changed_mask, read_photo
-from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, save_png
+from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, file_hashes, save_png
 from taming.sampling.load import load_first_stage
 from taming.sampling.settings import SampleSettings, TokenSettings
 from taming.sampling.sizes import whole_codes
@@ -206,11 +207,15 @@ def write_grid(folder: SampleFolder, places: Sequence[tuple[int | None, int]]) -
         grid(rows, side=GRID_SIDE).save(partial, "PNG")
 
 
-def make_record(arguments: RunArguments, own: Arguments, loaded: Loaded) -> dict[str, Any]:
+def make_record(
+    arguments: RunArguments, own: Arguments, loaded: Loaded, encoder: ImageEncoder
+) -> dict[str, Any]:
     model: nn.Module = loaded.prior or loaded.stage  # type: ignore[assignment]
     dtype = choose_dtype(arguments.precision, arguments.chosen_device())
     facts = {"global_step": loaded.step, "dtype": dtype_name(dtype)}
-    return {**facts, **own.describe(), **model_hashes(model, loaded.run.model)}
+    files = own.prompts.files(encoder) | {"init": own.beginning.init, "mask": own.beginning.mask}
+    facts |= own.describe() | file_hashes(**files)
+    return {**facts, **model_hashes(model, loaded.run.model)}
 
 
 OnStep = Callable[[GuideStep], None]
@@ -267,9 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "with an image to change"
         )
     default = loaded.run.folder / "guided" / own.prompts.name
-    folder = SampleFolder(
-        Path(arguments.outdir or default) / str(loaded.step), make_record(arguments, own, loaded)
-    )
+    record = make_record(arguments, own, loaded, encoder)
+    folder = SampleFolder(Path(arguments.outdir or default) / str(loaded.step), record)
 
     def make(label: int | None, number: int, on_step: OnStep) -> Guided:
         stream = (label or 0) * 2**32 + number

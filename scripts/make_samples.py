@@ -9,8 +9,9 @@ training's there is a sliding window. The same command again samples what is mis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,9 +48,15 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
 
-def missing(most: int, folder: SampleFolder) -> list[int]:
-    """The numbers of the first `most` items that have no sample."""
+def missing(most: int, folder: SampleFolder, inputs_of: Callable[[int], SampleInputs]) -> list[int]:
+    """The numbers of the first `most` items that have no sample.
+
+    Raises:
+        UserError: if one of the samples that are there is of another condition.
+    """
     finished = folder.finished(None)
+    for number in (n for n in range(most) if n in finished):
+        folder.require(None, number, condition_hash=inputs_of(number).condition_hash)
     return [n for n in range(most) if n not in finished]
 
 
@@ -87,12 +94,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = SampleFolder(root / "samples", record)
     most = min(own.num_samples or len(dataset), len(dataset))
     batch_size = folder.batch_size_for(dtype, sampling.batch_size, most)
-    numbers = missing(most, folder)
+    inputs_of = partial(inputs_of_item, model, dataset)
+    numbers, hashes_of = missing(most, folder, inputs_of), dict[int, str]()
+
+    def request_of(inputs: SampleInputs) -> Request:
+        hashes_of[inputs.number] = inputs.condition_hash
+        return write_inputs(model, inputs, root)
+
     with ImageBar(len(numbers)) as bar:
         samples = sample_items(
             model,
-            (inputs_of_item(model, dataset, number) for number in numbers),
-            lambda inputs: write_inputs(model, inputs, root),
+            map(inputs_of, numbers),
+            request_of,
             settings,
             batch_size=batch_size,
             seed=sampling.seed,
@@ -100,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             filled=rounds_by_batch(dtype),
         )
         for sample in samples:
-            folder.save(replace(sample, label=None))
+            condition = hashes_of.pop(sample.number)
+            folder.save(replace(sample, label=None), condition_hash=condition)
             bar.image()
     print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
 

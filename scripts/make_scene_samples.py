@@ -35,7 +35,14 @@ from taming.sampling.bars import ImageBar
 from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.estimate import announced
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
-from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
+from taming.sampling.scenes import (
+    Scene,
+    builder_of,
+    condition_hash,
+    read_layout,
+    read_scene,
+    scene_dataset,
+)
 from taming.sampling.sizes import tokens_for, trained_shape
 from taming.words import counted
 
@@ -106,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     layouts, each = scenes(own, seeded)
     with ImageBar(layouts * own.samples_per_layout) as bar:
         for number, (scene, image) in enumerate(each):
-            folder = SampleFolder(root / "samples" / scene.name, {**record})
+            condition = {"condition_hash": condition_hash(scene, builder)}
+            folder = SampleFolder(root / "samples" / scene.name, record | condition)
             batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
             finished = folder.finished(None)
             plot = builder.plot(scene.tokens(builder), class_name, (width, height))

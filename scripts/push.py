@@ -31,7 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-b", "--base", nargs="+", default=[], metavar="YAML", help="merged over the run's configs"
     )
-    parser.add_argument("--license", help="of the weights, as the hub calls it: mit, cc-by-4.0")
+    parser.add_argument(
+        "--license", type=str.lower, help="of the weights, as the hub calls it: mit, cc-by-4.0"
+    )
     parser.add_argument("--tags", nargs="+", default=[], help="further tags of the card")
     parser.add_argument("--private", action="store_true", help="if the repository is made")
     parser.add_argument("--revision", help="the branch to upload to (default: main)")

@@ -17,7 +17,7 @@ from taming.command_line import add_flags, from_flags, parse
 from taming.devices import choose_dtype, device_of_command
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
-from taming.sampling.folder import SampleFolder, fill_folder, make_record
+from taming.sampling.folder import SampleFolder, file_hashes, fill_folder, make_record
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import TOP_K, SamplingPlan
 from taming.sampling.sizes import add_side_flags
@@ -63,6 +63,7 @@ def folder_for(
     if plan.classifier:
         name += f"_reject_{plan.reject_ratio}"
         record |= {"reject_ratio": plan.reject_ratio, "classifier": plan.classifier}
+        record |= file_hashes(classifier=plan.classifier_file)
     if plan.pooled:
         name += "_best_{}_of_{}".format(*plan.group)
         record |= {"reject_pool": plan.reject_pool, "pool": list(plan.group)}

@@ -21,8 +21,19 @@ from typing import Any, NoReturn, ParamSpec
 P = ParamSpec("P")
 
 # What the system says of files and disks that only their owner can mend. Not that a file is
-# missing: users' files are looked for, so that would be a bug.
-_REFUSED = ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
+# missing: users' files are looked for, so that would be a bug. EEXIST is of a folder that is to be
+# made where a file is.
+_REFUSED = (
+    "EACCES",
+    "EDQUOT",
+    "EEXIST",
+    "EIO",
+    "EISDIR",
+    "ENAMETOOLONG",
+    "ENOSPC",
+    "ENOTDIR",
+    "EROFS",
+)
 REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSED}
 FULL = {number for number, name in errno.errorcode.items() if name in ("ENOSPC", "EDQUOT")}
 
@@ -63,7 +74,11 @@ def absence(kind: str, path: object) -> str:
 
 def shorten(value: Any, most: int = 100) -> str:
     """A value as Python writes it, or the beginning of that."""
-    text = repr(value)
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """A text, or its beginning."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -42,13 +42,13 @@ def load_model(
     return model
 
 
-def _locate(path: str | Path, download: bool) -> Path:
+def _locate(path: str | Path, download: bool) -> str | Path:
     """The folder or file that `path` names, downloaded if it has to be.
 
     A name on the hub stands for itself, as it is fetched when it is read.
     """
     if is_hub_name(path):
-        return Path(path) if download else find_on_hub(path, cached_only=True).checkpoint
+        return path if download else find_on_hub(path, cached_only=True).checkpoint
     if Path(path).exists():
         return Path(path)
     published = published_models()

@@ -26,7 +26,14 @@ from taming.checkpoint.recognition import model_of_weights
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.models.dalle import convert
-from taming.published_models import Published, published_models
+from taming.published_models import (
+    RECORD,
+    Published,
+    has_begun,
+    published_models,
+    read_record,
+)
+from taming.user_files import YAMLS, yamls_in
 
 __all__ = [
     "Published",
@@ -38,13 +45,11 @@ __all__ = [
     "remote_files",
 ]
 
-# In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
-RECORD = "downloads.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 MOST_GROWTH = 4  # of an archive that is unpacked
 WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-WANTED = (*WEIGHTS, ".yaml", ".yml", ".pkl", ".zip")
-_UNPACKED = (".ckpt", ".yaml", ".yml")  # of archives
+WANTED = (*WEIGHTS, *YAMLS, ".pkl", ".zip")
+_UNPACKED = (".ckpt", *YAMLS)  # of archives
 
 Resolve = Callable[[str], "list[RemoteFile]"]
 
@@ -135,7 +140,7 @@ def download_model(
         UserError: if a file cannot be fetched, or is no checkpoint or another than at first.
     """
     folder = Path(root) / model.folder
-    record = _read_record(folder)
+    record = read_record(folder)
     files = record["files"]
     for path, known in files.items():
         _check_present(folder / path, known, check)
@@ -161,7 +166,7 @@ def _converted(folder: Path) -> Path:
 def is_downloaded(model: Published, root: str | Path = ".") -> bool:
     """Whether a model is ready to use below `root`: fetched as a whole, or put there by hand."""
     folder = Path(root) / model.folder
-    if (folder / RECORD).is_file() and not _read_record(folder)["complete"]:
+    if has_begun(folder):
         return False
     try:
         return find_run(folder).checkpoint.is_file()
@@ -179,21 +184,13 @@ def _add_config(name: str, folder: Path) -> None:
 def lacks_config(folder: Path) -> bool:
     """Whether a downloaded model has no config, neither its own nor one of this package, and its
     tensors do not tell what it is."""
-    if [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]:
+    if yamls_in(folder) or yamls_in(folder / "configs"):
         return False
     try:
         model_of_weights(find_run(folder).checkpoint)
     except UserError:
         return True
     return False
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {"complete": False, "files": {}}
-    except ValueError:
-        raise UserError(f"{path} is damaged; delete it to have hashes recorded anew") from None
 
 
 def _check_present(path: Path, known: dict[str, Any], thoroughly: bool) -> None:

@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import taming
+from taming.atomic_files import check_place
 from taming.command_line import Parser, flags_of
 from taming.completion_script import SHELLS, completion_script
 from taming.errors import UserError, command
@@ -43,6 +45,7 @@ DEMO = {
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "viewer",
 }
+_STREAMLITS = re.compile(r"--[A-Za-z]+\.[A-Za-z]")  # its flags have a section, ours have none
 
 
 @command
@@ -112,13 +115,34 @@ def print_help_of_demo() -> None:
 
 def demo_words(path: Path, argv: Sequence[str]) -> list[str]:
     """Python's arguments for the demo: Streamlit serves it with `DEMO`, unless one of its own
-    flags, `--server.address=0.0.0.0`, says otherwise."""
-    sections = ("--server.", "--browser.", "--theme.", "--client.", "--logger.")
-    own = [word for word in argv if word.startswith(sections)]
-    rest = [word for word in argv if word not in own]
+    flags, `--server.address=0.0.0.0`, says otherwise.
+
+    Raises:
+        UserError: for a flag of Streamlit's without its value.
+    """
+    own, rest = streamlits_flags(argv)
     said = {word[2:].partition("=")[0] for word in own}
-    own += [f"--{name}={value}" for name, value in DEMO.items() if name not in said]
-    return ["-m", "taming.demo", "run", str(path), *own, "--", *rest]
+    ours = [f"--{name}={value}" for name, value in DEMO.items() if name not in said]
+    return ["-m", "taming.demo", "run", str(path), *ours, *own, "--", *rest]
+
+
+def streamlits_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Streamlit's flags, each with its value as one word, and all other words.
+
+    A flag that has lost its value would take the next one for it, which may be what keeps the page
+    on this machine.
+    """
+    own, rest, words = [], [], iter(argv)
+    for word in words:
+        if not _STREAMLITS.match(word):
+            rest.append(word)
+        elif "=" in word:
+            own.append(word)
+        elif (value := next(words, "-")).startswith("-"):
+            raise UserError(f"{word} takes a value; write {word}=VALUE")
+        else:
+            own.append(f"{word}={value}")
+    return own, rest
 
 
 def load(path: Path) -> ModuleType:
@@ -192,6 +216,7 @@ def configs(argv: Sequence[str]) -> None:
         target = args.outdir / find_config(name).name
         if target.exists():
             raise UserError(f"{target} exists; delete it, or give another --outdir")
+        check_place(args.outdir, "give another --outdir")
         args.outdir.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(find_config(name), target)
         print(f"{name} is in {target}")

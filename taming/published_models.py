@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from taming.errors import UserError
 from taming.shipped import run_script
+
+# In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
+RECORD = "downloads.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,30 @@ def published_models() -> dict[str, Published]:
         name: Published(name, what, fid, folder, tuple(addresses.split()), licence=licence)
         for name, what, fid, folder, addresses, licence in list(rows)[1:]
     }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is recorded of a model's download into `folder`; UserError if that is damaged."""
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {"complete": False, "files": {}}
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete it to have hashes recorded anew") from None
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a model's download into `folder` has begun, and not come to its end."""
+    return (folder / RECORD).is_file() and not read_record(folder)["complete"]
+
+
+def located(path: str | Path) -> Path:
+    """The folder of the published model that `path` is the name of, if it has been fetched or put
+    there; `path` itself for all others, and where the user has a file of that name."""
+    model = published_models().get(str(path))
+    if model is None or Path(path).exists():
+        return Path(path)
+    folder = Path(model.folder)
+    return folder if folder.is_dir() and not has_begun(folder) else Path(path)
 
 
 def how_to_fetch(path: Path) -> str:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from taming.errors import UserError, absence
+from taming.user_files import YAMLS
 
-SUFFIXES = (".yaml", ".yml")
 TRAIN, MAIN = "train", "main"  # the subcommand that is main.py
 # The scripts by their subcommands, in the order in which they are needed.
 SCRIPTS = {
@@ -74,7 +74,9 @@ def run_script(name: str) -> str:
 def config_names() -> list[str]:
     """The names of the shipped configs: `digits_vqgan`, `small/vqgan`."""
     root = shipped("configs")
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    return sorted(
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
+    )
 
 
 def find_config(path: str | Path) -> Path:
@@ -86,8 +88,8 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if os.path.isfile(path):  # False of impossible names, too
         return path
-    name = str(path).removeprefix(f"configs{os.sep}")
-    if path.suffix in SUFFIXES:
+    name = path.as_posix().removeprefix("configs/")
+    if path.suffix in YAMLS:
         name = name.removesuffix(path.suffix)
     if name in config_names():
         return shipped("configs") / f"{name}.yaml"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 AnyPath = TypeVar("AnyPath", str, Path)
+YAMLS = (".yaml", ".yml")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -45,6 +46,11 @@ def with_home(path: AnyPath) -> AnyPath:
         return type(path)(os.path.expanduser(path))
     except ValueError:  # a null character, or half of a surrogate pair
         return path
+
+
+def yamls_in(folder: Path) -> list[Path]:
+    """The YAMLs in a folder, by name; none in one that does not exist."""
+    return sorted(path for path in folder.glob("*") if path.suffix in YAMLS)
 
 
 def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:

@@ -63,7 +63,8 @@ def test_interruptions_say_what_is_kept(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS"]
+    "name",
+    ["EACCES", "EDQUOT", "EEXIST", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS"],
 )
 def test_what_users_can_mend_about_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = of_system(name)

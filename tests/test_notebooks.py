@@ -17,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from taming.published_models import published_models
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
@@ -232,12 +233,20 @@ def test_the_demos_runs_are_the_default(
     assert "2026-01-01_digits_transformer" not in lines
 
 
-def run_cells(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A notebook in this process, on a run; what its cells leave."""
+PUBLISHED = "cin_transformer"  # the name of the run that these notebooks are given
+
+
+def published_run(folder: Path, config: dict[str, Any] | None = None) -> Path:
+    """A run where the published model would be, below a folder."""
+    return tiny_run(folder / published_models()[PUBLISHED].folder, config)
+
+
+def run_cells(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A notebook in this process and a folder, on `published_run`; what its cells leave."""
     pytest.importorskip("IPython")
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("TAMING_RUN", str(run))
+    monkeypatch.setenv("TAMING_RUN", PUBLISHED)
     monkeypatch.setenv("TAMING_DEVICE", "cpu")
     names: dict[str, Any] = {}
     for source in code_of(read(name)):
@@ -246,8 +255,9 @@ def run_cells(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
 
 
 def test_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny_run(tmp_path / "run", transformer_config(**SEGMENTED))
-    names = run_cells(CONDITIONS, add_data(run, write_data(tmp_path / "data.yaml")), monkeypatch)
+    run = published_run(tmp_path, transformer_config(**SEGMENTED))
+    add_data(run, write_data(tmp_path / "data.yaml"))
+    names = run_cells(CONDITIONS, tmp_path, monkeypatch)
     assert names["image"].shape[1:] == (16, 16) and names["large"].shape == (8, 8)
     assert [len(row) for row in names["rows"]] == [4, 4]
     first, mirrored = names["example"].c, names["mirrored"].c
@@ -257,16 +267,16 @@ def test_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_conditions_are_not_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from taming.errors import UserError
 
-    run = add_data(tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml"))
+    add_data(published_run(tmp_path), write_data(tmp_path / "data.yaml"))
     with pytest.raises(UserError, match="has no image as condition, but: "):
-        run_cells(CONDITIONS, run, monkeypatch)
+        run_cells(CONDITIONS, tmp_path, monkeypatch)
 
 
 def test_scenes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tiny_run(tmp_path / "run", transformer_config(**SCENES))
-    names = run_cells(SCENE, add_data(run, write_scenes(tmp_path)), monkeypatch)
+    add_data(published_run(tmp_path, transformer_config(**SCENES)), write_scenes(tmp_path))
+    names = run_cells(SCENE, tmp_path, monkeypatch)
     assert [len(row) for row in names["rows"]] == [4, 4, 4]
     assert "box: [0.6, 0.4, 0.3, 0.3]" in capsys.readouterr().out
 
@@ -274,8 +284,8 @@ def test_scenes(
 def test_completion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = add_data(tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml"))
-    names = run_cells(COMPLETION, run, monkeypatch)
+    add_data(published_run(tmp_path), write_data(tmp_path / "data.yaml"))
+    names = run_cells(COMPLETION, tmp_path, monkeypatch)
     assert "8 of 16 codes are kept" in capsys.readouterr().out
     assert [len(row) for row in names["rows"]] == [6, 6, 6]
 

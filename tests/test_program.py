@@ -82,6 +82,10 @@ def test_configs_are_listed_copied_and_found_by_name(
     assert Path("own/digits_vqgan.yaml").read_text() == shipped_text
     with pytest.raises(UserError, match="own/vqgan.yaml exists; delete it"):
         run("configs", "--copy", "small/vqgan", "-o", "own")
+    Path("file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(UserError, match="file is a file, not a folder; give another --out"):
+            run("configs", "--copy", "digits_vqgan", "-o", place)
     for name in ("digits_vqgan", "digits_vqgan.yaml", "configs/digits_vqgan.yaml"):
         assert find_config(name) == shipped("configs") / "digits_vqgan.yaml"
     Path("digits_vqgan").write_text("model: {target: own.Model}")
@@ -223,7 +227,36 @@ def test_the_demo_is_served_on_this_machine_alone() -> None:
     assert ours[0] == "--server.address=localhost"
     assert demo_words(path, ["-r", "logs/x"]) == [*first, *ours, "--", "-r", "logs/x"]
     own = ["--server.address=0.0.0.0", "--theme.base=dark"]
-    assert demo_words(path, ["-r", *own, "x"]) == [*first, *own, *ours[1:], "--", "-r", "x"]
+    assert demo_words(path, ["-r", *own, "x"]) == [*first, *ours[1:], *own, "--", "-r", "x"]
+
+
+def test_streamlits_flags_keep_their_values() -> None:
+    """One that has none would take the next flag for it: that the page stays on this machine."""
+    path, first = Path("demo.py"), ["-m", "taming.demo", "run", "demo.py"]
+    ours = [f"--{name}={value}" for name, value in DEMO.items()]
+    own = ["--server.baseUrlPath", "demo", "--runner.fastReruns", "false", "--server.port=1"]
+    assert demo_words(path, [*own, "-r", "x"]) == [
+        *(*first, *ours, "--server.baseUrlPath=demo", "--runner.fastReruns=false"),
+        *("--server.port=1", "--", "-r", "x"),
+    ]
+    words = demo_words(path, ["-r", "x", "--server.address", "0.0.0.0"])
+    assert words == [*first, *ours[1:], "--server.address=0.0.0.0", "--", "-r", "x"]
+    for wrong in (["--server.port"], ["--server.port", "-r", "x"], ["-r", "x", "--theme.base"]):
+        with pytest.raises(UserError, match=r"--\w+\.\w+ takes a value; write --\w+\.\w+=VALUE"):
+            demo_words(path, wrong)
+
+
+def test_the_pages_own_flags_are_refused_in_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = pytest.importorskip("taming.demo.__main__", reason="needs the extra 'demo'")
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    line = demo_words(Path("demo.py"), ["--server.port", "1", "-r", "x", "--sed", "3"])
+    page.begin_page(page.words_of_page(line))
+    assert codes == [2] and capsys.readouterr().err.startswith("error: unknown argument --sed")
+    page.begin_page(page.words_of_page(demo_words(Path("demo.py"), ["-r", "x"])))
+    assert codes == [2] and page.words_of_page(["run", "demo.py"]) == []
 
 
 @pytest.mark.parametrize(

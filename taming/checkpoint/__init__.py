@@ -11,7 +11,7 @@ from taming.checkpoint.loading import (
     run_as_stage,
     run_config,
 )
-from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
+from taming.checkpoint.runs import Run, find_run, find_unsaved, is_model_name, normal_path
 from taming.checkpoint.savable import check_savable
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.stage_data import complete_data, inherit_data
@@ -34,6 +34,7 @@ __all__ = [
     "find_unsaved",
     "inherit_data",
     "is_hub_name",
+    "is_model_name",
     "is_program",
     "load_file",
     "load_run",

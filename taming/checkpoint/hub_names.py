@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,16 @@ from typing import Any
 from tqdm import tqdm
 
 from taming.checkpoint.hub import CONFIG, WEIGHTS
-from taming.errors import UserError
+from taming.errors import UserError, shortened
 
 PREFIX = "hf:"
 _ENDINGS = (".safetensors", ".safetensors.index.json")
-WANTED = (*(f"*{ending}" for ending in _ENDINGS), "*.yaml", "*.yml", CONFIG)
+_CONFIGS = ("*.yaml", "*.yml", CONFIG)
 _BELOW = "*/*"  # parts of pipelines of several models
-_PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+_PART = r"(?![\w.-]*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([^\s@]+))?", re.ASCII)
+MOST_REASON = 200  # characters of what the server says
+_LATER = (408, 425, 429)  # statuses of servers that are busy, beside those from 500
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 # Of the libraries that talk to servers, of which huggingface_hub has used several.
 _TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
@@ -39,8 +41,12 @@ class HubName:
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> HubName:
-        """Of `owner/name[@revision]`, with or without `hf:`; UserError for anything else."""
+    def parse(cls, name: str | Path) -> HubName:
+        """Of `owner/name[@revision]`, with or without `hf:`; UserError for anything else.
+
+        A `Path` of Windows has turned the slashes of a name, which has no others.
+        """
+        text = str(name).replace("\\", "/")
         match = _NAME.fullmatch(text.removeprefix(PREFIX))
         if match is None:
             raise UserError(
@@ -68,46 +74,99 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def fetch(name: HubName, *, cached_only: bool = False) -> Path:
-    """The folder, in the cache, with the safetensors and configs of a repository.
+    """The safetensors to use of a repository, beside its configs in a folder of the cache.
 
-    Without a network, or if `cached_only`, that is what was fetched before.
+    Without a network, or if `cached_only`, that is what was fetched before. Weights that are not
+    used are not fetched.
 
     Raises:
-        UserError: if it is not there, needs a login, or cannot be fetched.
+        UserError: if it is not there, has no safetensors or several, needs a login, or cannot be
+            fetched.
     """
     require_library()
+    from huggingface_hub import errors
+
+    with explained(name, cached_only):
+        if cached_only:
+            return _from_cache(name)
+        try:
+            files = _files_of(name)
+        except errors.RevisionNotFoundError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) or _is_of_network(error):
+                return _from_cache(name, error)
+            raise
+        weights = _weights_among(files, name)
+        if weights is None:
+            raise UserError(
+                f"{name} has no weights as safetensors at its top, and others are not fetched, as "
+                "pickles may hold programs; ask its owner for a model.safetensors"
+            )
+        return _snapshot(name, (*_CONFIGS, *_with_parts(weights))) / weights
+
+
+def _files_of(name: HubName) -> list[str]:
+    """The files at the top of a repository."""
+    from huggingface_hub import HfApi
+
+    info = HfApi(endpoint=endpoint()).model_info(name.repository, revision=name.revision)
+    files = [file.rfilename for file in info.siblings or ()]
+    return [file for file in files if "/" not in file]
+
+
+def _snapshot(name: HubName, wanted: Sequence[str], cached_only: bool = False) -> Path:
+    """The folder, in the cache, with those files of a repository that fit a pattern."""
     from huggingface_hub import snapshot_download
 
-    with explained(name):
-        folder = snapshot_download(
-            name.repository,
-            revision=name.revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=[_BELOW],
-            local_files_only=cached_only,
-            endpoint=endpoint(),
-            tqdm_class=_NoBar,  # of the number of files; each large one has its own
-        )
+    folder = snapshot_download(
+        name.repository,
+        revision=name.revision,
+        allow_patterns=list(wanted),
+        ignore_patterns=[_BELOW],
+        local_files_only=cached_only,
+        endpoint=endpoint(),
+        tqdm_class=_NoBar,  # of the number of files; each large one has its own
+    )
     return Path(folder)
 
 
-def weights_in(folder: Path, name: HubName) -> Path:
-    """The safetensors to use in a folder from `fetch`; UserError if there are none, or several.
+def _from_cache(name: HubName, refusal: Exception | None = None) -> Path:
+    """As `fetch`, of what was fetched before; `refusal` is what the hub says instead.
 
-    Other programs may have put weights of other formats into the same folder.
+    A download that broke off has left configs, and no weights. Other programs may have put weights
+    of other formats into the same folder.
     """
-    found = [folder / file for file in WEIGHTS if (folder / file).is_file()]
-    found = [path for path in found if path.name.endswith(_ENDINGS)][:1]
-    found = found or sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found)
-        raise UserError(f"{name} has several files with weights ({names}); load one from {folder}")
-    raise UserError(
-        f"{name} has no weights as safetensors at its top, and others are not fetched, as pickles "
-        "may hold programs; ask its owner for a model.safetensors"
-    )
+    from huggingface_hub import errors
+
+    try:
+        folder = _snapshot(name, _CONFIGS, cached_only=True)
+        weights = _weights_among([path.name for path in folder.glob("*") if path.is_file()], name)
+        if weights is None:
+            raise errors.LocalEntryNotFoundError(f"{folder} has no weights")
+    except errors.LocalEntryNotFoundError:
+        if isinstance(refusal, errors.HfHubHTTPError):
+            raise refusal from None
+        raise
+    return folder / weights
+
+
+def _weights_among(files: Collection[str], name: HubName) -> str | None:
+    """The safetensors, or their index, to use of a repository's files; UserError for several."""
+    usual = [file for file in WEIGHTS if file in files and file.endswith(_ENDINGS)][:1]
+    found = usual or sorted(file for file in files if file.endswith(_ENDINGS[0]))
+    if len(found) > 1:
+        raise UserError(
+            f"{name} has several files with weights ({', '.join(found)}); fetch one with `hf "
+            f"download {name.repository} {found[0]}`, and load that file with its config as --base"
+        )
+    return found[0] if found else None
+
+
+def _with_parts(weights: str) -> tuple[str, ...]:
+    """Patterns of the files that belong to one with weights: their average, or an index's parts."""
+    stem, ending, rest = weights.partition(_ENDINGS[0])
+    return (f"*{ending}", weights) if rest else (weights, f"{stem}_ema{ending}")
 
 
 def require_library() -> None:
@@ -124,21 +183,30 @@ def endpoint() -> str | None:
 
 
 @contextmanager
-def explained(name: HubName) -> Iterator[None]:
-    """Raise what the hub's library does about a repository as `UserError`, but for bugs."""
+def explained(name: HubName, cached_only: bool = False) -> Iterator[None]:
+    """Raise what the hub's library does about a repository as `UserError`, but for bugs.
+
+    With `cached_only` the hub was not asked.
+    """
     try:
         yield
     except Exception as error:
-        if (message := _explanation(error, name)) is None:
+        if (message := _explanation(error, name, cached_only)) is None:
             raise
         raise UserError(message) from None
 
 
-def _explanation(error: Exception, name: HubName) -> str | None:
+def _explanation(error: Exception, name: HubName, cached_only: bool) -> str | None:
     """A sentence about what the hub's library has raised; None of what it has not."""
     from huggingface_hub import errors
 
     revision = name.revision or "main"
+    way = (
+        "; load it with download=True, which fetches it"
+        if cached_only
+        else ", and the hub cannot be reached; connect to the network (HF_HUB_OFFLINE must not be "
+        "set), and fetch it once"
+    )
     sentences: tuple[tuple[type[Exception], str], ...] = (
         (
             errors.GatedRepoError,
@@ -156,8 +224,7 @@ def _explanation(error: Exception, name: HubName) -> str | None:
         (errors.HFValidationError, f"'{name}' is no name on the hub ({error})"),
         (
             errors.LocalEntryNotFoundError,
-            f"{name} is not in the cache, or not all of it, and the hub cannot be reached; connect "
-            "to the network (HF_HUB_OFFLINE must not be set), and fetch it once",
+            f"{name} is not in the cache, or not all of it{way}",
         ),
         (
             errors.OfflineModeIsEnabled,
@@ -166,19 +233,23 @@ def _explanation(error: Exception, name: HubName) -> str | None:
     )
     found = next((text for kind, text in sentences if isinstance(error, kind)), None)
     if found is None and isinstance(error, errors.HfHubHTTPError):
-        return _refusal(error, name)
+        return _refusal(name, error.response.status_code, error.server_message or "")
     if found is None and _is_of_network(error):
         reason = str(error) or type(error).__name__
         return f"{name}: the hub cannot be reached ({reason}); check the network, and try again"
     return found
 
 
-def _refusal(error: Exception, name: HubName) -> str:
+def _refusal(name: HubName, status: int, reason: str) -> str:
     """What the hub's server says that it does not do."""
-    status = re.search(r"\b[45]\d\d\b", str(error))
-    if status is not None and status[0] in ("401", "403"):
-        return f"{name}: the hub refuses that ({status[0]}) without rights to it; {_LOGIN}"
-    return f"{name}: the hub answers {status[0] if status else error}; try again later"
+    reason = shortened(" ".join(reason.split()).rstrip("."), MOST_REASON)
+    said = f"{status}: {reason}" if reason else str(status)
+    if status in _LATER or status >= 500:
+        return f"{name}: the hub answers {said}; try again later"
+    if status == 401 or (status == 403 and not reason):
+        return f"{name}: the hub refuses that ({said}) without rights to it; {_LOGIN}"
+    advice = f"mend that, or {_LOGIN} as who may do it" if status == 403 else "mend that first"
+    return f"{name}: the hub refuses that ({said}); {advice}"
 
 
 def _is_of_network(error: Exception) -> bool:

@@ -16,12 +16,12 @@ from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.file_kinds import what_folder
 from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
-from taming.checkpoint.hub_names import HubName, fetch, is_hub_name, weights_in
+from taming.checkpoint.hub_names import HubName, fetch, is_hub_name
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
-from taming.published_models import how_to_fetch
-from taming.user_files import with_home
+from taming.published_models import how_to_fetch, located, published_models
+from taming.user_files import YAMLS, with_home, yamls_in
 from taming.weight_choice import RAW, weight_choice
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ def find_run(path: str | Path) -> Run:
     """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
     `hf:owner/name[@revision]` is a model on the hub, which is fetched; files that are made with it
-    go to logs/. Downloads of published models may have `model.ckpt` and `config.yaml` instead,
+    go to logs/. The name of a published model is its folder in logs/, once it has been downloaded.
+    Such downloads may have `model.ckpt` and `config.yaml` instead,
     folders of hubs `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest
     checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
 
@@ -63,14 +64,15 @@ def find_run(path: str | Path) -> Run:
     """
     if is_hub_name(path):
         return find_on_hub(path)
-    path = normal_path(path)
+    path = located(normal_path(path))
     if not path.exists():
-        hint = how_to_fetch(path) or did_you_mean_run(path)
+        names = published_models() if len(path.parts) == 1 else ()
+        hint = how_to_fetch(path) or did_you_mean_run(path, names)
         raise UserError(f"there is no run or checkpoint at {path}{hint}")
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a folder, but a device or a pipe")
     path = hub.snapshot_in(path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in YAMLS:
         raise UserError(f"{path} is a config, not a run or checkpoint")
     if path.is_file() and _may_be_damaged(path) and not is_mapped(path):
         read_content(path)  # says what it is, before what is beside it is taken for its config
@@ -79,15 +81,20 @@ def find_run(path: str | Path) -> Run:
     return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
-def find_on_hub(text: str | Path, *, cached_only: bool = False) -> Run:
-    """The model that `hf:owner/name[@revision]` names, fetched unless `cached_only`.
+def is_model_name(path: str | Path) -> bool:
+    """Whether `path` is the name of a model, on the hub or published, rather than a place."""
+    return is_hub_name(path) or (str(path) in published_models() and not Path(path).exists())
+
+
+def find_on_hub(path: str | Path, *, cached_only: bool = False) -> Run:
+    """The model that `path`, `hf:owner/name[@revision]`, names, fetched unless `cached_only`.
 
     Raises:
         UserError: if it cannot be fetched, or has no weights as safetensors.
     """
-    name = HubName.parse(str(text))
-    folder = fetch(name, cached_only=cached_only)
-    return Run(name.folder, _averaged(weights_in(folder, name)), tuple(_configs(folder)))
+    name = HubName.parse(path)
+    weights = fetch(name, cached_only=cached_only)
+    return Run(name.folder, _averaged(weights), tuple(_configs(weights.parent)))
 
 
 def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
@@ -221,5 +228,4 @@ def _configs(folder: Path) -> list[Path]:
     project = sorted(configs.glob("*-project.yaml"))
     if project:
         return sorted(configs.glob("*-lightning.yaml")) + project
-    yamls = sorted(configs.glob("*.yaml")) or sorted(folder.glob("*.yaml"))
-    return yamls or sorted(folder.glob(hub.CONFIG))
+    return yamls_in(configs) or yamls_in(folder) or sorted(folder.glob(hub.CONFIG))

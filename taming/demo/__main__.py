@@ -1,25 +1,42 @@
 """`python -m taming.demo run SCRIPT`: as `python -m streamlit`, while the page's imports begin.
 
-They take seconds, in which the server starts and the browser loads its part of the page.
+They take seconds, in which the server starts and the browser loads its part of the page. What is
+wrong with the page's own words, those behind `--`, ends the command as soon as they can be read.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from threading import Thread
 
 from streamlit.web import cli
 
+from taming.errors import UserError, sentence
 from taming.imports import many_imports
 
 
-def import_early() -> None:
-    """What the page computes with; not its own modules, which need a server that is there."""
+def begin_page(words: Sequence[str]) -> None:
+    """Import what the page computes with, and read its command line.
+
+    Not its own modules, which need a server that is there. Nothing has been made by then that an
+    end of the process would lose.
+    """
     with many_imports(of_command=True):
-        import taming.guidance.arguments
-        import taming.sampling.arguments
-        import taming.sampling.load  # noqa: F401
+        from taming.demo.arguments import read_page_arguments
+    try:
+        read_page_arguments(words)
+    except UserError as error:
+        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+        os._exit(2)  # of the whole process: this is a thread beside Streamlit's
+
+
+def words_of_page(argv: Sequence[str]) -> list[str]:
+    """What is behind the first `--` of a command line."""
+    return [*argv[list(argv).index("--") + 1 :]] if "--" in argv else []
 
 
 if __name__ == "__main__":
-    Thread(target=import_early, daemon=True).start()
+    Thread(target=begin_page, args=(words_of_page(sys.argv),), daemon=True).start()
     cli.main(prog_name="streamlit")

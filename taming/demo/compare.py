@@ -9,6 +9,7 @@ import streamlit as st
 from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn
 from taming.demo.history import show_new
+from taming.demo.plain_text import escaped
 from taming.pictures import enlarged
 from taming.sampling import SampleSettings
 from taming.sampling.settings import SCHEDULES
@@ -53,6 +54,6 @@ def show_pair(first: Drawn, second: Drawn) -> None:
     """The images of both, row by row."""
     columns = st.columns(2)
     for column, name, drawn in zip(columns, "AB", (first, second), strict=True):
-        column.caption(f"**{name}**: {drawn.caption}")
+        column.caption(f"**{name}**: {escaped(drawn.caption)}")
         for image in drawn.images:
             column.image(enlarged(image))

@@ -8,6 +8,7 @@ from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn, draw_again
 from taming.demo.history import history, show_changed, spaced, undo
 from taming.demo.paper import kept_tokens, paint_mask
+from taming.demo.plain_text import escaped
 from taming.demo.runs import load
 from taming.pictures import enlarged
 from taming.sampling.sizes import pixels_per_token
@@ -23,12 +24,12 @@ def show_gallery(desk: Desk) -> None:
         return
     result: Drawn = st.session_state.result
     if len(result.images) == 1:
-        st.image(enlarged(result.image), caption=result.caption)
+        st.image(enlarged(result.image), caption=escaped(result.caption))
     else:
         names = [f"image {number}" for number in range(1, len(result.images) + 1)]
         shown = [spaced(enlarged(image, SIDE)) for image in result.images]
         st.image(shown, caption=names, width=WIDTH)
-        st.caption(result.caption)
+        st.caption(escaped(result.caption))
     columns = st.columns(len(result.files))
     for column, (name, (content, kind)) in zip(columns, result.files.items(), strict=True):
         column.download_button(name, content, f"sample.{name.lower()}", kind, key=name)

@@ -13,6 +13,7 @@ from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn, requests_for_inputs
 from taming.demo.history import history, show_new
 from taming.demo.paper import kept_tokens, paint_mask
+from taming.demo.plain_text import escaped
 from taming.demo.runs import load
 from taming.errors import UserError, sentence
 from taming.guidance import CodeGrids, GuideSettings, GuideStep, Objective, Start, guide
@@ -60,7 +61,7 @@ def show_guidance(desk: Desk) -> None:
     try:
         _show(desk)
     except UserError as error:  # the other tabs go on
-        st.error(sentence(error))
+        st.error(escaped(sentence(error)))
 
 
 def _show(desk: Desk) -> None:

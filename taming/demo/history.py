@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from taming.demo.drawing import Drawn, zipped
 from taming.demo.links import forget_problems
+from taming.demo.plain_text import escaped
 from taming.demo.runs import name_of
 from taming.pictures import enlarged
 
@@ -126,7 +127,8 @@ def show_history() -> None:
             pictures.image([spaced(thumbnail(image)) for image in drawn.images[:SHOWN]])
             more = len(drawn.images) - SHOWN
             images = f" and {more} more image{'s' * (more > 1)}" if more > 0 else ""
-            text.caption(f"**{number}. {name_of(drawn.run)}**{images}  \n{drawn.caption}")
+            name = escaped(name_of(drawn.run))
+            text.caption(f"**{number}. {name}**{images}  \n{escaped(drawn.caption)}")
             text.button("Restore", key=f"restore {number}", on_click=restore, args=(drawn,))
 
 

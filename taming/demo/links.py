@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from taming.config import did_you_mean
+from taming.demo.plain_text import escaped
 from taming.errors import UserError, shorten
 
 T = TypeVar("T")
@@ -92,6 +93,8 @@ class Choices:
     Attributes:
         wanted: values, as text, that a link or an entry of the history gives widgets to come.
         values: what the widgets that there were say, as text, by the names of `NAMES`.
+        kept: what they said in earlier runs, as Streamlit forgets those that are not shown while
+            something else has to be mended.
     """
 
     def __init__(self) -> None:
@@ -99,9 +102,12 @@ class Choices:
         if "wanted" not in state:
             state.wanted = st.query_params.to_dict()
             state.problems = []
+            state.kept = {}
         self.wanted: dict[str, str] = state.wanted
         self.problems: list[str] = state.problems
         self.values: dict[str, str] = {}
+        self.kept: dict[str, Any] = state.kept
+        self._shown: list[str] = []
 
     def begin(self, name: str, key: str, default: Any, read: Callable[[str], Any]) -> None:
         """Give the widget `key` the value that is wanted of it, or else its default at first.
@@ -115,7 +121,9 @@ class Choices:
             except UserError as error:
                 self.problems.append(f"the link's {NAMES[name]} is {shorten(text)}; {error}")
         if key not in state:
-            state[key] = default
+            state[key] = self.kept.get(key, default)
+        if key == name:  # others are of one example or image alone
+            self._shown.append(key)
 
     def slider(
         self, label: str, name: str, limits: tuple[float, float], default: float, **options: Any
@@ -185,6 +193,7 @@ class Choices:
                 hint = did_you_mean(name, NAMES)
                 self.problems.append(f"the link has {shorten(name)}, which is unknown{hint}")
         self.wanted.clear()
+        self.kept |= {key: st.session_state[key] for key in self._shown}
         ordered = {name: self.values[name] for name in NAMES if name in self.values}
         if st.query_params.to_dict() != ordered:
             st.query_params.from_dict(ordered)
@@ -198,7 +207,7 @@ class Choices:
     def show_problems(self) -> None:
         """What was wrong with the link, until something is drawn."""
         for problem in self.problems:
-            st.warning(problem, icon=":material/link_off:")
+            st.warning(escaped(problem), icon=":material/link_off:")
 
 
 def forget_problems() -> None:

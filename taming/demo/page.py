@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import streamlit as st
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
@@ -11,11 +9,12 @@ from torch import Tensor
 
 from taming.data.seeding import SeededDataset
 from taming.demo.actions import show_actions
-from taming.demo.arguments import read_page_arguments
+from taming.demo.arguments import PageArguments, read_page_arguments
 from taming.demo.desk import Desk
 from taming.demo.gallery import WIDTH
 from taming.demo.history import history, show_new, spaced
 from taming.demo.links import Choices
+from taming.demo.plain_text import escaped
 from taming.demo.runs import Loaded, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
 from taming.demo.sources import PAINTING, choose_inputs
@@ -37,17 +36,14 @@ def show() -> None:
     run = choose_run(choices, arguments.resume)
     run_arguments = arguments.of(run)
     loaded = load(run_arguments, data)
-    st.caption(loaded.text)
+    st.caption(escaped(loaded.text))
     if loaded.problem:
-        st.error(f"the examples cannot be opened: {loaded.problem}")
+        st.error(escaped(f"the examples cannot be opened: {loaded.problem}"))
     painting = choices.wanted.get("source", st.session_state.get("source")) == PAINTING
     above = st.container()
     left, right = columns_for(painting)
     with left:
-        inputs = choose_inputs(loaded, choices, arguments.names)
-        keep, kept = (None, None)
-        if inputs is not None:
-            keep, kept = choose_kept(loaded.model, inputs, choices)
+        inputs, keep, kept = choose_beginning(loaded, choices, arguments)
     settings, seed, count = choose_settings(loaded.model, choices)
     choices.finish()
     with above:
@@ -82,12 +78,22 @@ def show() -> None:
         show_actions(desk)
 
 
-def key_of(inputs: SampleInputs) -> str:
-    """What tells conditions apart."""
-    digest = hashlib.sha256(repr((inputs.shape, inputs.scene)).encode())
-    if inputs.c is not None:
-        digest.update(inputs.c.contiguous().numpy().data)
-    return digest.hexdigest()
+def choose_beginning(
+    loaded: Loaded, choices: Choices, arguments: PageArguments
+) -> tuple[SampleInputs | None, str | None, Tensor | None]:
+    """The inputs, and what is kept of them, in words and as tokens bool (h, w).
+
+    Where something has to be mended first, that is said here, and there are none: the rest of the
+    page, with its settings and what was drawn before, is shown all the same.
+    """
+    try:
+        inputs = choose_inputs(loaded, choices, arguments.names)
+        if inputs is None:
+            return None, None, None
+        return inputs, *choose_kept(loaded.model, inputs, choices)
+    except UserError as error:
+        st.error(escaped(sentence(error)))
+        return None, None, None
 
 
 @st.cache_data(show_spinner="Reading the condition", max_entries=20)
@@ -115,7 +121,7 @@ def pictures_of(
             x = x.where(kept.repeat_interleave(factor, 0).repeat_interleave(factor, 1), 0.0)
             name = "what is kept of the image"
         shown[name] = enlarged(to_pillow(x))
-    key = key_of(inputs)
+    key = inputs.condition_hash
     return shown | condition_pictures(key, run_arguments, model, loaded.dataset, inputs)
 
 
@@ -123,7 +129,7 @@ def show_pictures(pictures: dict[str, Image.Image]) -> None:
     """Pictures beside each other as far as there is room, small enough for two on a phone."""
     if pictures:
         shown = [spaced(picture) for picture in pictures.values()]
-        st.image(shown, caption=list(pictures), width=WIDTH)
+        st.image(shown, caption=[escaped(name) for name in pictures], width=WIDTH)
 
 
 def columns_for(painting: bool) -> tuple[DeltaGenerator, DeltaGenerator]:
@@ -150,4 +156,4 @@ def main() -> None:
     try:
         show()
     except UserError as error:
-        st.error(sentence(error))
+        st.error(escaped(sentence(error)))

@@ -14,11 +14,12 @@ from taming.data.seeding import SeededDataset
 from taming.demo.links import Choices
 from taming.errors import UserError, sentence
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.published_models import located
 from taming.sampling.arguments import DataArguments, RunArguments
 from taming.sampling.inputs import class_names
 from taming.sampling.load import open_dataset
 from taming.shipped import run_script, script
-from taming.user_files import read_text
+from taming.user_files import read_text, yamls_in
 
 LOGS = Path("logs")
 
@@ -39,7 +40,7 @@ def found_runs(given: Sequence[str]) -> list[str]:
     Raises:
         UserError: if there are none.
     """
-    known = {Path(path).resolve() for path in given}
+    known = {located(path).resolve() for path in given}
     more = [run for run in runs_in(LOGS) if run.resolve() not in known and has_transformer(run)]
     found = [*dict.fromkeys(given), *map(str, reversed(more))]  # the newest first
     if not found:
@@ -52,7 +53,7 @@ def found_runs(given: Sequence[str]) -> list[str]:
 
 def has_transformer(run: Path) -> bool:
     """Whether the configs beside a checkpoint are of a transformer, which can be sampled from."""
-    configs = [*run.glob("configs/*.yaml"), *run.glob("*.yaml"), *run.glob("config.json")]
+    configs = [*yamls_in(run / "configs"), *yamls_in(run), *run.glob("config.json")]
     try:
         return any("transformer_config" in read_text(path) for path in configs)
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ import streamlit as st
 
 from taming.demo.links import Choices
 from taming.demo.paper import paint_condition
+from taming.demo.plain_text import escaped
 from taming.demo.runs import Loaded
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.conditions import read_condition
@@ -84,7 +85,8 @@ def choose_files(loaded: Loaded) -> SampleInputs:
     image = side.file_uploader("Image to complete", IMAGE_TYPES, key="image")
     if reads_files(model, dataset):
         types = LAYOUT_TYPES if has_scenes(model, dataset) else IMAGE_TYPES
-        condition = side.file_uploader(f"Condition: {model.cond_stage_key}", types, key="condition")
+        label = f"Condition: {escaped(model.cond_stage_key)}"
+        condition = side.file_uploader(label, types, key="condition")
     reduce = side.checkbox("Reduce large images to the size of training", True, key="reduce")
     with stored(image, condition) as (image_path, condition_path):
         return inputs_of_files(model, dataset, image_path, condition_path, reduce)

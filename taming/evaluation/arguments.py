@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from taming.checkpoint import Run, find_run, is_hub_name
+from taming.checkpoint import Run, find_run, is_model_name
 from taming.command_line import (
     Parser,
     add_flags,
@@ -42,8 +42,8 @@ from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
 from taming.sampling.sizes import add_side_flags
 from taming.shipped import script
+from taming.user_files import YAMLS
 
-CONFIGS = (".yaml", ".yml")
 EXTRACTOR_HELP = (
     "of torch-fidelity, for all metrics, or your own as module:Class (default: "
     f"{INCEPTION}, and {TORCH_FIDELITY.manifold_extractor} for precision and recall)"
@@ -171,7 +171,7 @@ class SetArguments:
         Raises UserError if it is none of these.
         """
         path = Path(text)
-        if not (path.exists() or is_hub_name(text)):
+        if not (path.exists() or is_model_name(text)):
             raise UserError(
                 f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
                 f"of images or of {script('compute_statistics')}"
@@ -181,20 +181,21 @@ class SetArguments:
         if path.suffix == ".npz":
             statistics = Statistics.load(path)
             return replace(statistics, protocol=statistics.protocol | {"file": text})
-        if path.suffix in CONFIGS:
+        if path.suffix in YAMLS:
             return DatasetSource(path, self.split, self.image_key, overrides, workers, runs=runs)
-        if _is_run(path):
+        if _is_run(text):
             plan = make_plan()
-            if needs_data_conditions(path, plan):
-                return ConditionedRunSource(path, plan, self.split, workers)
-            return RunSource(path, plan)
+            if needs_data_conditions(text, plan):
+                return ConditionedRunSource(text, plan, self.split, workers)
+            return RunSource(text, plan)
         return FolderSource(path, self.deep or None, workers)
 
 
-def _is_run(path: Path) -> bool:
-    if is_hub_name(path):
+def _is_run(text: str) -> bool:
+    if is_model_name(text):
         return True
-    if path.suffix in (*CONFIGS, ".npz"):
+    path = Path(text)
+    if path.suffix in (*YAMLS, ".npz"):
         return False
     return path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt"))
 
@@ -244,10 +245,10 @@ def open_sets(
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
-    runs = [find_run(name) for name in names if _is_run(Path(name))]
+    runs = [find_run(name) for name in names if _is_run(name)]
     if not runs and (base := from_flags(RunSetArguments, args).base):
         raise UserError(f"--base {base[0]} is merged over a run's configs, and none is given")
-    if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
+    if overrides and not runs and not any(Path(name).suffix in YAMLS for name in names):
         raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
     of_samples = replace(own, split=own.samples_split or own.split)
     sets = [

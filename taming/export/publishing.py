@@ -13,9 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from taming.atomic_files import write_text
-from taming.checkpoint.hub_names import HubName, endpoint, explained, require_library
+from taming.checkpoint.hub_names import (
+    MOST_REASON,
+    HubName,
+    endpoint,
+    explained,
+    require_library,
+)
 from taming.config import without_checkpoint_paths
-from taming.errors import UserError
+from taming.errors import UserError, shortened
 from taming.export.weights import save_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
@@ -80,16 +86,19 @@ class Uploaded:
 def upload(folder: Path, name: HubName, *, private: bool = False) -> Uploaded:
     """Upload a folder's files as one commit to a repository, which is made if there is none.
 
-    A revision that is not there becomes a branch. `private` holds for new repositories.
+    A revision that is not there becomes a branch. `private` holds for new repositories. Nothing is
+    made or changed if the hub does not take the model card, as with a license that it does not
+    know.
 
     Raises:
-        UserError: without a login, rights, or a network.
+        UserError: for such a card, and without a login, rights, or a network.
     """
     require_library()
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint())
     with explained(name):
+        _check_card(name, (folder / CARD).read_text("utf-8"), api.endpoint)
         existed = api.repo_exists(name.repository)
         if not existed:
             api.create_repo(name.repository, private=private, exist_ok=True)
@@ -102,3 +111,20 @@ def upload(folder: Path, name: HubName, *, private: bool = False) -> Uploaded:
             commit_message="Upload with taming push",
         )
     return Uploaded(f"{api.endpoint}/{name.repository}", existed)
+
+
+def _check_card(name: HubName, card: str, server: str) -> None:
+    """Refuse (`UserError`) a model card that the hub would, once the repository is made."""
+    from huggingface_hub.errors import BadRequestError
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    question = {"content": card, "repoType": "model"}
+    answer = get_session().post(f"{server}/api/validate-yaml", json=question)
+    try:
+        hf_raise_for_status(answer)
+    except BadRequestError as error:
+        reason = shortened(" ".join((error.server_message or "").split()), MOST_REASON)
+        raise UserError(
+            f"{name}: the hub does not take the model card ({reason}); give --license and --tags "
+            "as it calls them"
+        ) from None

@@ -10,7 +10,7 @@ import torch
 
 from taming.command_line import flag, parse_numbers, parse_size
 from taming.errors import UserError
-from taming.guidance.clip import load_clip
+from taming.guidance.clip import OpenClip, load_clip
 from taming.guidance.encoders import ImageEncoder
 from taming.guidance.networks import load_classifier_guide, load_features
 from taming.guidance.objective import (
@@ -21,9 +21,11 @@ from taming.guidance.objective import (
     image_targets,
     read_texts,
     text_targets,
+    weighted_file,
 )
 from taming.sampling.completion import HALVES
 from taming.shipped import script
+from taming.user_files import with_home
 
 RANDOM, PRIOR = "random", "prior"
 
@@ -93,6 +95,17 @@ class Prompts(Guide):
             raise UserError(NO_TEXTS)
         if self.classes is not None and self.classifier is None:
             raise UserError(NO_CLASSES)
+
+    def files(self, encoder: ImageEncoder) -> dict[str, str | Path | None]:
+        """The files that decide what is drawn, by their flags."""
+        named = {"features": self.features or "", "classifier": self.classifier or ""}
+        found: dict[str, str | Path | None] = {
+            flag: name if Path(name).is_file() else name.partition(":")[2] or None
+            for flag, name in named.items()
+        }
+        found["clip"] = encoder.file if isinstance(encoder, OpenClip) else None
+        images = (weighted_file(with_home(prompt))[0] for prompt in self.image_prompt)
+        return found | {f"image_prompt {n}": path for n, path in enumerate(images, 1)}
 
     def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
         """What to draw, by the class; only None without `--classes`."""

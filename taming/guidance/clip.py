@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from taming.config import did_you_mean
-from taming.errors import UserError
-from taming.guidance.clip_files import clip_weights
+from taming.errors import UserError, shorten
+from taming.guidance.clip_files import clip_folder, clip_weights
 from taming.guidance.encoders import Channels, normalized
+
+log = logging.getLogger(__name__)
 
 EXTRA = "pip install 'taming-transformers[guide]'"
 USUAL = "ViT-B-32"
+# What open_clip raises for what its user can mend, as a package that a tokenizer needs.
+_OF_OPEN_CLIP = (RuntimeError, ValueError, TypeError, KeyError, OSError, ImportError)
 # Beginnings of names in the files of models whose text network has no name of its own.
 _TEXT = ("positional_embedding", "text_projection", "token_embedding", "transformer", "ln_final")
 
@@ -28,22 +34,45 @@ class OpenClip:
         model: has `encode_image` and `encode_text`.
         tokenizer: texts -> tokens [N, length].
         mean, std: of its training's images.
+        file: that the weights are from, if they are.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, size: int, mean: Channels, std: Channels
+        self,
+        model: Any,
+        tokenizer: Any,
+        size: int,
+        mean: Channels,
+        std: Channels,
+        *,
+        file: Path | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.size, self.mean, self.std = tokenizer, size, mean, std
-        self.device = next(model.parameters()).device
+        self.device, self.file = next(model.parameters()).device, file
 
     def encode_images(self, images: Tensor) -> Tensor:
         embeddings: Tensor = self.model.encode_image(normalized(images.to(self.device), self))
         return embeddings
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        embeddings: Tensor = self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
+        tokens = self.tokenizer(list(texts))  # (N, length)
+        self._warn_of_cut(texts, tokens)
+        embeddings: Tensor = self.model.encode_text(tokens.to(self.device))
         return embeddings.float()
+
+    def _warn_of_cut(self, texts: Sequence[str], tokens: Tensor) -> None:
+        """Say which texts have an end that is not read: with more room they go on otherwise."""
+        length = tokens.shape[1]
+        longer = self.tokenizer(list(texts), context_length=2 * length)[:, :length]
+        for text, cut in zip(texts, (longer != tokens).any(1).tolist(), strict=True):
+            if cut:
+                log.warning(
+                    "the end of the prompt %s is not read: this CLIP reads %d tokens, of which a "
+                    "word has one or a few; shorten it, or make two prompts of it",
+                    shorten(text, 40),
+                    length,
+                )
 
 
 def load_clip(
@@ -52,31 +81,37 @@ def load_clip(
     """A model of open_clip's by its name, `ViT-B-32`, or a folder with its `open_clip_config.json`.
 
     Args:
-        name: `ViT-B-32:laion2b_s34b_b79k` names published weights among several, too.
+        name: `ViT-B-32:laion2b_s34b_b79k` names published weights among several, too;
+            `hf-hub:owner/name` is the folder of the hub's cache.
         weights: a file; by default those of the folder, or the published ones where open_clip, the
             hub or the original's CLIP have left them on this machine. Nothing is downloaded, and
             no code in a file is run.
 
     Raises:
         UserError: if open_clip is not installed, for an unknown name, and for weights that are not
-            there, are damaged or do not fit.
+            there, are damaged or do not fit, or of which it is open what they compute.
     """
     open_clip = _package()
-    architecture, _, tag = name.partition(":")
-    folder = Path(name)
-    local = folder if (folder / "open_clip_config.json").is_file() else None
-    named = f"local-dir:{folder}" if local else architecture
-    if local is None and architecture not in open_clip.list_models():
-        close = did_you_mean(architecture, open_clip.list_models()) or f"; try {USUAL}"
-        raise UserError(f"open_clip has no model '{architecture}'{close}")
-    state, facts = clip_weights(open_clip, local or architecture, tag, weights)
+    folder = clip_folder(name)
+    architecture, tag = (str(folder), "") if folder else _architecture(open_clip, name)
+    state, facts, file = clip_weights(open_clip, folder or architecture, tag, weights)
+    named = f"local-dir:{folder}" if folder else architecture
     model = _built(open_clip, named, facts)
     _fill(model, state, name)
     size = model.visual.image_size
     size = size[0] if isinstance(size, tuple | list) else int(size)
-    preprocessing = facts or model.visual.preprocess_cfg
+    preprocessing = {**model.visual.preprocess_cfg, **facts}
     mean, std = (_channels(preprocessing[key]) for key in ("mean", "std"))
-    return OpenClip(model.to(device), open_clip.get_tokenizer(named), size, mean, std)
+    return OpenClip(model.to(device), _tokenizer(open_clip, named), size, mean, std, file=file)
+
+
+def _architecture(open_clip: Any, name: str) -> tuple[str, str]:
+    """The architecture and the tag, which may be empty, of `ViT-B-32:TAG`."""
+    architecture, _, tag = name.partition(":")
+    if architecture not in open_clip.list_models():
+        close = did_you_mean(architecture, open_clip.list_models()) or f"; try {USUAL}"
+        raise UserError(f"open_clip has no model '{architecture}'{close}")
+    return architecture, tag
 
 
 def _package() -> Any:
@@ -89,15 +124,49 @@ def _package() -> Any:
 def _built(open_clip: Any, name: str, facts: Mapping[str, Any]) -> Any:
     """The network, whose weights are random; it reads no file of weights itself."""
     try:
-        return open_clip.create_model(
-            name,
-            load_weights=False,
-            pretrained_text=False,
-            force_quick_gelu=bool(facts.get("quick_gelu")),
-        )
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"open_clip cannot make the model '{name}' ({reason})") from None
+        with _nothing_fetched():
+            return open_clip.create_model(
+                name,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=bool(facts.get("quick_gelu")),
+            )
+    except _OF_OPEN_CLIP as error:
+        raise UserError(f"open_clip cannot make the model '{name}' ({_reason(error)})") from None
+
+
+def _tokenizer(open_clip: Any, name: str) -> Any:
+    """What turns texts into tokens, from files on this machine."""
+    try:
+        with _nothing_fetched():
+            return open_clip.get_tokenizer(name)
+    except _OF_OPEN_CLIP as error:
+        raise UserError(
+            f"the tokenizer of '{name}' is not on this machine ({_reason(error)}); install the "
+            f"package that it names, fetch its files once, or take a model without, such as {USUAL}"
+        ) from None
+
+
+@contextmanager
+def _nothing_fetched() -> Iterator[None]:
+    """The hub's library, by which open_clip and its tokenizers look for files, asks its cache.
+
+    That a model's weights are random, as they are until they are filled in, is not said.
+    """
+    from huggingface_hub import constants
+
+    before, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = True
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.disable(disabled)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

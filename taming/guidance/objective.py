@@ -20,6 +20,7 @@ from taming.sampling.conditions import read_picture
 from taming.user_files import with_home
 
 MOST_TEXT = 10_000  # characters
+MOST_WEIGHT = 1000.0  # of a prompt, either way
 NO_TEXTS = (
     "this guide reads no text; give --clip with weights for prompts, or guide by --image_prompt or "
     "--classes"
@@ -117,7 +118,8 @@ def text_targets(encoder: Any, prompts: Sequence[str]) -> list[Target]:
     """Targets of `TEXT` or `TEXT:WEIGHT`.
 
     Raises:
-        UserError: for an empty text, a weight that is no number, or a guide that reads no text.
+        UserError: for an empty text, a weight that is no number or too large, or a guide that reads
+            no text.
     """
     read = read_texts(prompts)
     if not read:
@@ -133,9 +135,10 @@ def read_texts(prompts: Sequence[str]) -> list[tuple[str, float]]:
     """`TEXT` or `TEXT:WEIGHT` as texts and weights.
 
     Raises:
-        UserError: for an empty text, one that is too long, or a weight that is no number.
+        UserError: for an empty text, one that is too long, or a weight that is no number or too
+            large.
     """
-    read = [_weighted(text, "prompt") for text in prompts]
+    read = [_weighted(text) for text in prompts]
     for text, _ in read:
         if not text.strip():
             raise UserError('a prompt is empty; write what to draw, such as "a fox:1.0"')
@@ -148,12 +151,13 @@ def image_targets(encoder: ImageEncoder, prompts: Sequence[str]) -> list[Target]
     """Targets of `PATH` or `PATH:WEIGHT`, images.
 
     Raises:
-        UserError: for a file that is missing or no image, or a weight that is no number.
+        UserError: for a file that is missing or no image, or a weight that is no number or too
+            large.
     """
     targets = []
     for prompt in prompts:
         path = with_home(prompt)
-        name, weight = (path, 1.0) if Path(path).is_file() else _weighted(path, "image_prompt")
+        name, weight = weighted_file(path)
         image = (read_picture(name) + 1) / 2
         targets.append(image_target(encoder, image, name, weight))
     return targets
@@ -186,18 +190,37 @@ def class_target(encoder: Any, label: int, weight: float = 1.0) -> Target:
     return Target(f"class {label}", weight, embedding=encoder.encode_class(label))
 
 
-def _weighted(prompt: str, flag: str) -> tuple[str, float]:
+def weighted_file(path: str) -> tuple[str, float]:
+    """The file of an image and its weight; colons may be in the file's name, as behind a drive."""
+    name, _, number = path.rpartition(":")
+    missing = not Path(name).is_file() and _number(number) is None  # which reading it will say
+    if Path(path).is_file() or missing:
+        return path, 1.0
+    return _weighted(path, "image_prompt")
+
+
+def _weighted(prompt: str, flag: str = "prompt") -> tuple[str, float]:
     """(what is before the last colon, the weight behind it), or (all of it, 1)."""
     text, colon, number = prompt.rpartition(":")
     if not colon:
         return prompt, 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
+    weight = _number(number)
+    if weight is None:
         raise UserError(
             f"--{flag}: the weight '{number}' behind the last colon of '{prompt}' is no number; "
             f"write '{text}:1.0', or ':1.0' at the end of what has a colon of its own"
         )
+    if abs(weight) > MOST_WEIGHT:
+        raise UserError(
+            f"--{flag}: the weight of '{prompt}' must be from {-MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+        )
     return text, weight
+
+
+def _number(text: str) -> float | None:
+    """A finite number; None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from taming.atomic_files import atomic_path, check_place, sole_user
 from taming.distributed import is_first_process
+from taming.downloads import file_hash
 from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
@@ -27,15 +28,18 @@ from taming.sampling.plan import Finished, SamplingJob
 from taming.sampling.pools import ScoreFiles
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
+from taming.user_files import with_home
 
 # The text entry of a PNG that says how it was sampled, as JSON.
 RECORD = "sampling"
 # What to do if a file cannot be written: see `atomic_path`.
 ADVICE = "finished samples stay, and the same command goes on with the rest"
+FILES = "files"  # in a record: the hashes of the files that flags name, by these
 # What differs if hashes do.
 _OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
     "config": "another config of the model (by --base or overrides)",
+    "condition_hash": "another condition (what it comes from has changed)",
 }
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")
 
@@ -53,6 +57,15 @@ def make_record(
     """
     decided = {"seed": seed, "global_step": global_step, "dtype": str(dtype)}
     return {**decided, **settings.describe(), **hashes}
+
+
+def file_hashes(**named: str | Path | None) -> dict[str, dict[str, str]]:
+    """For a record: SHA-256 of those values that name a file, whose content may change.
+
+    What is no file, as a box or a class, stands in records for itself.
+    """
+    paths = {name: with_home(Path(value)) for name, value in named.items() if value is not None}
+    return {FILES: {name: file_hash(path) for name, path in paths.items() if path.is_file()}}
 
 
 def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
@@ -106,7 +119,7 @@ class SampleFolder:
         check_place(self.root, "choose another --outdir")
         paths = [p for p in self._folder_of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
         if paths:
-            self._check_settings(min(paths))
+            _check_record(min(paths), self.record)
         return {int(path.stem) for path in paths}
 
     def goes_on_with(self, job: SamplingJob) -> SamplingJob:
@@ -144,24 +157,35 @@ class SampleFolder:
         text = json.dumps(self.record, sort_keys=True)
         return ScoreFiles(self.root, hashlib.sha256(text.encode()).hexdigest()[:16])
 
-    def _check_settings(self, path: Path) -> None:
-        record = _record_of(path)
-        for key, value in self.record.items():
-            if record.get(key, value) != value:
-                difference = _OTHER.get(key) or f"{key} {record[key]}, not {value}"
-                raise UserError(
-                    f"{path} was sampled with {difference}: choose another --outdir, or remove "
-                    "the old samples"
-                )
+    def require(self, label: int | None, number: int, **own: Any) -> None:
+        """Refuse (`UserError`) a sample that is here if its own record says something else."""
+        _check_record(self.path(label, number), own)
 
-    def save(self, sample: Sample) -> None:
-        """Write a sample; see `save_png`."""
-        record = {**self.record, "class": sample.label, "number": sample.number}
+    def save(self, sample: Sample, **own: Any) -> None:
+        """Write a sample, with what its record has beside the folder's; see `save_png`."""
+        record = {**self.record, **own, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}
         if sample.top_k is not None:
             record["own_top_k"] = sample.top_k
         save_png(sample.image, self.path(sample.label, sample.number), record)
+
+
+def _check_record(path: Path, wanted: Mapping[str, Any]) -> None:
+    record = _record_of(path)
+    for key, value in wanted.items():
+        if record.get(key, value) != value:
+            raise UserError(
+                f"{path} was sampled with {_difference(key, record[key], value)}: choose another "
+                "--outdir, or remove the old samples"
+            )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key == FILES:
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return f"another content of the file of --{name}"
+    return _OTHER.get(key) or f"{key} {before}, not {now}"
 
 
 def _record_of(path: Path) -> dict[str, Any]:

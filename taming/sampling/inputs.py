@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -36,6 +37,14 @@ class SampleInputs:
     scene: Scene | None = None  # or that of a model of scenes, whose tokens depend on the window
     builder: SceneBuilder | None = None
     number: int = 0  # the item's index in its dataset
+
+    @property
+    def condition_hash(self) -> str:
+        """What tells conditions, and the sizes of samples, apart."""
+        digest = hashlib.sha256(repr((self.shape, self.scene)).encode())
+        if self.c is not None:
+            digest.update(self.c.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:

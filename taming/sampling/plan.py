@@ -98,6 +98,11 @@ class SamplingPlan:
         return group_of(self.reject_ratio, self.reject_pool, self.num_samples)
 
     @property
+    def classifier_file(self) -> str | None:
+        """The classifier's own weights, of `resnet18:FILE`."""
+        return (self.classifier or "").partition(":")[2] or None
+
+    @property
     def pooled(self) -> bool:
         """Whether candidates are compared in larger pools than groups, see `PoolSampler`."""
         return self.reject_pool != GROUP

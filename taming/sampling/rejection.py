@@ -8,6 +8,7 @@ larger pools, as of all candidates of a class, are in `taming.sampling.pools`.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -147,36 +148,12 @@ class Classifier:
     @staticmethod
     def missing_file(name: str) -> Path | None:
         """Where published weights of a classifier would be fetched to; None if they are there."""
-        from torchvision import models
-
-        if ":" in name:
-            return None
-        url = models.get_model_weights(name).DEFAULT.url
-        path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
-        return None if path.is_file() else path
+        path = None if ":" in name else _published_file(name)
+        return None if path is None or path.is_file() else path
 
     @staticmethod
     def _load(architecture: str, file: str) -> nn.Module:
-        from torchvision import models
-
-        network: nn.Module
-        try:
-            if file:
-                state = choose(read_content(file), file).tensors
-                classes = len(list(state.values())[-1])
-                network = models.get_model(architecture, weights=None, num_classes=classes)
-                network.load_state_dict(state)
-            else:
-                network = models.get_model(architecture, weights="DEFAULT")
-        except OSError as error:
-            raise UserError(
-                f"the weights of {architecture} could not be fetched ({error}); name a file of "
-                f"them as {architecture}:FILE"
-            ) from None
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
-        return network
+        return _with_file(architecture, file) if file else _with_published(architecture)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -190,6 +167,51 @@ class Classifier:
         probabilities = self.probabilities(images)
         require_known(int(labels.max()), probabilities)
         return probabilities.gather(1, labels.to(self.device)[:, None])[:, 0]
+
+
+def _published_file(architecture: str) -> Path:
+    """Where torchvision keeps the published weights of a classifier."""
+    from torchvision import models
+
+    url = models.get_model_weights(architecture).DEFAULT.url
+    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+
+
+def _with_file(architecture: str, file: str) -> nn.Module:
+    from torchvision import models
+
+    state = choose(read_content(file), file).tensors
+    try:
+        classes = len(list(state.values())[-1])
+        network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
+    return network
+
+
+def _with_published(architecture: str) -> nn.Module:
+    from torchvision import models
+
+    path = _published_file(architecture)
+    there = path.is_file()
+    other = f"name a file of them as {architecture}:FILE"
+    try:
+        network: nn.Module = models.get_model(architecture, weights="DEFAULT")
+    except OSError as error:
+        raise UserError(
+            f"the weights of {architecture} could not be fetched ({error}); {other}"
+        ) from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        damaged = f"{path} is damaged" if there else "what was fetched is not what was published"
+        again = "delete it" if there else "try again"
+        raise UserError(
+            f"the weights of {architecture} cannot be used, as {damaged} ({reason}); {again}, or "
+            f"{other}"
+        ) from None
+    return network
 
 
 def require_known(label: int, probabilities: Tensor) -> None:

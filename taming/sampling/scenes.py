@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,11 @@ def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
         hint = did_you_mean(key, builders)
         raise UserError(f"{type(dataset).__name__} has no condition '{key}'{hint}")
     return builders[key]
+
+
+def condition_hash(scene: Scene, builder: SceneBuilder) -> str:
+    """What tells the conditions of scenes apart, whatever their files are called."""
+    return hashlib.sha256(scene.tokens(builder).contiguous().numpy().data).hexdigest()
 
 
 def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:

@@ -99,7 +99,8 @@ class Walk:
     def places_of(self, corner: Corner, path: np.ndarray) -> np.ndarray:
         """Places of the image that are those of a window at `corner`."""
         (top, left), (_, width), (_, w) = corner, self.layout.shape, self.layout.window
-        return (top + path // w) * width + left + path % w
+        places: np.ndarray = (top + path // w) * width + left + path % w
+        return places
 
     def in_window(self, corner: Corner, places: Sequence[int]) -> list[int]:
         """Places of the image as those of a window at `corner`, by rows of the window."""

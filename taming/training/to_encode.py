@@ -29,10 +29,11 @@ from taming.config_values import Count
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
-from taming.shipped import SUFFIXES, config_names
+from taming.shipped import config_names
 from taming.training.data_module import DataModuleFromConfig, build_data
 from taming.training.encoding import Encoding, EncodingOptions
 from taming.user_code import name_of
+from taming.user_files import YAMLS
 
 _MOST = 2**31 - 1
 
@@ -50,7 +51,7 @@ def load_encoding(
     Raises:
         UserError: for what main.py refuses in a config, and an untrained first stage.
     """
-    is_config = Path(base[0]).suffix in SUFFIXES
+    is_config = Path(base[0]).suffix in YAMLS
     is_config |= base[0] in config_names() and not Path(base[0]).exists()
     model, config = (_of_config if is_config else _of_run)(base, overrides)
     OmegaConf.update(config, "data.params.codes", None)  # the images are wanted

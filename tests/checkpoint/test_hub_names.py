@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -54,6 +54,12 @@ def test_names() -> None:
     assert name == HubName("me/a.b-c", "refs/pr/1") == HubName.parse(str(name))
     assert str(HubName.parse("me/a")) == "hf:me/a"
     assert name.folder == Path("logs/me--a.b-c@refs--pr--1")
+    assert HubName.parse("hf:me/a@fix--typo..2") == HubName("me/a", "fix--typo..2")
+    windows = PureWindowsPath("hf:me/a@refs/pr/1")  # as `Path` is there
+    assert HubName.parse(windows) == HubName.parse(str(windows)) == HubName("me/a", "refs/pr/1")
+    for text in ("hf:a--b/c", "hf:a/b..c@d"):
+        with pytest.raises(UserError, match="is no name on the hub"):
+            HubName.parse(text)
     for text in ("hf:", "hf:a", "hf:a/b/c", "hf:a/b@", "hf:../b", "hf:a/b c", "hf:a/b@c@d"):
         with pytest.raises(UserError, match="is no name on the hub; write hf:owner/name"):
             HubName.parse(text)
@@ -63,9 +69,9 @@ def test_weights_and_config_alone_are_fetched_once_and_are_there_without_a_netwo
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = taming.load("stage/model.safetensors").state_dict()["encoder.conv_in.weight"]
-    with pytest.raises(UserError, match="hf:me/stage is not in the cache"):
+    with pytest.raises(UserError, match="is not in the cache, .*; load it with download=True"):
         taming.load("hf:me/stage", download=False)
-    assert torch.equal(weight("hf:me/stage"), stored)
+    assert not hub.fetched and torch.equal(weight("hf:me/stage"), stored)
     assert sorted(hub.fetched) == ["config.yaml", "model.safetensors"]
     assert torch.equal(weight("hf:me/stage"), stored) and len(hub.fetched) == 2
     commit = hub.repositories["me/stage"].branches["next"]
@@ -118,19 +124,66 @@ def test_what_cannot_be_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     hub.add("me/pickles", Path("pickles"))
     hub.add("me/hidden", Path("pickles"), private=True)
     hub.token = "secret"
-    repository.commit({"b.safetensors": b"", "a.safetensors": b""}, "several")
+    Path("two").mkdir()
+    for file in ("b.safetensors", "a.safetensors"):
+        Path("two", file).touch()
+    hub.add("me/two", Path("two"))
     for name, message in (
         ("hf:me/gone", "there is no hf:me/gone on the hub, or it is private; check the name, or"),
         ("hf:me/hidden", "there is no hf:me/hidden on the hub, or it is private"),
         ("hf:me/stage@v9", "there is no branch, tag or commit 'v9'"),
         ("hf:me/pickles", "hf:me/pickles has no weights as safetensors at its top"),
-        ("hf:me/stage@several", r"several files with weights \(a.safetensors, b.safetensors\)"),
+        ("hf:me/two", r"several files with weights \(a.safetensors, b.safetensors\); fetch one"),
     ):
         with pytest.raises(UserError, match=message):
             taming.load(name)
+    assert not hub.fetched  # GBs for nothing
     repository.gated = True
     with pytest.raises(UserError, match="hf:me/stage is gated: accept its terms .* log in with"):
         taming.load("hf:me/stage")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'taming-transformers\[hub\]'"):
         taming.load("hf:me/stage")
+
+
+def test_a_download_that_broke_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configs are in the cache, and its weights are not."""
+    assert find_run("hf:me/stage").checkpoint.is_file()
+    find_run("hf:me/stage").checkpoint.unlink()
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    with pytest.raises(UserError, match="not all of it, and the hub cannot be reached; connect"):
+        taming.load("hf:me/stage")
+    with pytest.raises(UserError, match="not all of it; load it with download=True"):
+        taming.load("hf:me/stage", download=False)
+
+
+def test_what_was_fetched_is_used_while_the_hub_says_no(hub: Hub) -> None:
+    weight("hf:me/stage")
+    hub.token, hub.repositories["me/stage"].private = "secret", True
+    weight("hf:me/stage")
+    with pytest.raises(
+        UserError, match="there is no hf:me/stage@next on the hub, or it is private"
+    ):
+        taming.load("hf:me/stage@next")  # not fetched before
+
+
+def test_only_the_weights_that_are_used_are_fetched(hub: Hub) -> None:
+    other = {"other.safetensors": b"of something else", "below/model.safetensors": b""}
+    hub.repositories["me/stage"].commit(other)
+    weight("hf:me/stage")
+    weight("hf:me/stage")
+    assert sorted(hub.fetched) == ["config.yaml", "model.safetensors"]
+
+
+def test_the_config_may_be_a_yml(hub: Hub) -> None:
+    repository = hub.repositories["me/stage"]
+    files = repository.snapshots[repository.branches["main"]]
+    files["config.yml"] = files.pop("config.yaml")
+    assert [path.name for path in find_run("hf:me/stage").configs] == ["config.yml"]
+
+
+def test_paths_of_windows_are_names(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taming.model_loading.Path", PureWindowsPath)
+    weight("hf:me/stage@next")
+    assert "hf:me\\stage" in str(PureWindowsPath("hf:me/stage"))
+    assert find_run(str(PureWindowsPath("hf:me/stage"))).folder == Path("logs/me--stage")

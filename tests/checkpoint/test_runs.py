@@ -9,6 +9,7 @@ import torch
 
 from taming.checkpoint import find_run, save_atomic
 from taming.errors import UserError
+from taming.published_models import RECORD
 
 
 def make_run(folder: Path, checkpoint: str = "last.ckpt") -> Path:
@@ -47,6 +48,33 @@ def test_a_damaged_beginning_does_not_hide_that_it_is_ours(tmp_path: Path) -> No
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(b"\x80" + last.read_bytes()[1:])  # as files of torch before 1.6 begin
     assert find_run(folder).checkpoint.name == "epoch=1.ckpt"
+
+
+def test_the_name_of_a_published_model_is_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, folder = "cin_transformer", Path("logs/2021-04-03T19-39-50_cin_transformer")
+    missing = f"no run or checkpoint at {name}; fetch it with .*download_models.py {name}"
+    with pytest.raises(UserError, match=missing):
+        find_run(name)
+    with pytest.raises(UserError, match="at cin_transformerr; did you mean 'cin_transformer'"):
+        find_run("cin_transformerr")
+    make_run(folder)
+    assert find_run(name) == find_run(Path(name)) == find_run(folder)
+    (folder / RECORD).write_text('{"complete": false, "files": {}}')  # a download that broke off
+    with pytest.raises(UserError, match=missing):
+        find_run(name)
+    (folder / RECORD).write_text('{"complete": true, "files": {}}')
+    assert find_run(name).folder == folder
+    assert find_run(make_run(tmp_path / name)).folder == tmp_path / name  # the user's comes first
+    assert find_run(name).folder == Path(name)
+
+
+def test_configs_may_have_either_ending(tmp_path: Path) -> None:
+    save_atomic({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "model.ckpt")
+    (tmp_path / "config.yml").write_text("{}")
+    assert [path.name for path in find_run(tmp_path).configs] == ["config.yml"]
 
 
 def test_downloads_of_published_models_are_runs(tmp_path: Path) -> None:

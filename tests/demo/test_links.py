@@ -16,7 +16,7 @@ from taming.demo.links import NAMES
 from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling.folder import RECORD
-from tests.kit.demo import app, captions, error_of, note_calls, sampled
+from tests.kit.demo import app, as_read, captions, error_of, note_calls, sampled
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
@@ -79,6 +79,7 @@ def test_the_address_follows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
         ("run=/etc", "the link's run is '/etc'; the only run here is run"),
         ("begin=1", "the link gives the example to begin with, which has no use here"),
         ("sed=1", "the link has 'sed', which is unknown; did you mean 'seed'?"),
+        ("![x](http://e/p.png)=1", "the link has '![x](http://e/p.png)', which is unknown"),
     ],
 )
 def test_bad_values_of_a_link_are_told(
@@ -86,12 +87,30 @@ def test_bad_values_of_a_link_are_told(
 ) -> None:
     page = page_of(monkeypatch, f"{link}&count=2")
     (warning,) = page.warning
-    assert words in warning.value
+    assert words in as_read(warning.value)
     assert not page.exception and page.number_input(key="count").value == 2
     name = link.partition("=")[0]
     assert linked(page).get(name) != link.partition("=")[2]
     sampled(page)
     assert not page.run().warning
+
+
+def test_texts_of_others_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image in a link would be fetched by everybody who opens it."""
+    image, name = "![x](http://e/p.png)", "my__best__run*"
+    tiny_run(Path(name), GUIDED)
+    data = str(write_data(Path("data.yaml")))
+    page = app(monkeypatch, Path(name), "-b", data, link=f"seed={image}&keep=a box&box={image}")
+    texts = [*page.warning, *page.error, page.caption[0]]
+    assert len(texts) == 3
+    page.selectbox(key="keep").set_value("nothing").run()
+    sampled(page)
+    texts += [caption for caption in page.caption if "best" in caption.value]
+    assert len(texts) == 5 and any(as_read(text.value).startswith("**1. my__") for text in texts)
+    for text in texts:
+        assert image not in text.value and "__" not in text.value, text.value
+    shown = [as_read(text.value) for text in texts]
+    assert image in shown[0] and image in shown[1] and shown[2].startswith(f"{name}, step 7")
 
 
 # ---------------------------------------------------------------------- runs
@@ -104,13 +123,13 @@ def test_the_runs_in_logs_are_there_to_choose(monkeypatch: pytest.MonkeyPatch) -
     Path("logs/nothing").mkdir()
     tiny_run(Path("logs/2_classes"))
     page = app(monkeypatch, None, "-b", "data.yaml")
-    assert not page.error and "2_classes, step 7" in page.caption[0].value
+    assert not page.error and "2_classes, step 7" in as_read(page.caption[0].value)
     tiny_run(Path("logs/3_none"), transformer_config(cond_stage_config="__is_unconditional__"))
     tiny_run(Path("own/2_classes"))
     page = app(monkeypatch, Path("own/2_classes"), "-b", "data.yaml", link="run=3_none&seed=2")
     chosen = page.selectbox(key="run")
     assert chosen.options == ["own/2_classes", "3_none", "logs/2_classes"]
-    assert "3_none, step 7" in page.caption[0].value and linked(page)["run"] == "3_none"
+    assert "3_none, step 7" in as_read(page.caption[0].value) and linked(page)["run"] == "3_none"
     assert "class" not in linked(page)
     chosen.set_value("logs/2_classes").run()
     assert linked(page)["run"] == "logs/2_classes" and linked(page)["class"] == "0"
@@ -118,7 +137,7 @@ def test_the_runs_in_logs_are_there_to_choose(monkeypatch: pytest.MonkeyPatch) -
     page = app(monkeypatch, Path("logs/3_none"), *flags)
     assert page.selectbox(key="run").options == ["3_none", "own/2_classes", "logs/2_classes"]
     page = app(monkeypatch, None, "-b", "data.yaml", link="run=3_nun")
-    assert "did you mean '3_none'?" in page.warning[0].value
+    assert "did you mean '3_none'?" in as_read(page.warning[0].value)
 
 
 # ---------------------------------------------------------------------- history, comparison

@@ -84,8 +84,16 @@ def test_the_size_of_a_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
     given = canvas.given["labels canvas"]
     assert (given["width"], given["height"]) == (24, 8)
     assert sampled(page).size == (24, 8)
+    page.slider(key="temperature").set_value(0.5)
+    page.number_input(key="seed").set_value(7)
+    page.slider(key="scale").set_value(2.0).run()
     page.number_input(key="height").set_value(200_000).run()
     assert error_of(page).startswith("a canvas of 24 x 200000 pixels is too large to paint on")
+    assert page.button(key="sample").disabled and page.button(key="restore 1") is not None
+    page.run()
+    page.number_input(key="height").set_value(8).run()
+    assert not page.error and page.slider(key="scale").value == 2.0
+    assert (page.slider(key="temperature").value, page.number_input(key="seed").value) == (0.5, 7)
 
 
 def test_a_picture_is_painted(monkeypatch: pytest.MonkeyPatch) -> None:

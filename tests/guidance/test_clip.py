@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from taming.guidance.cutouts import CutSettings
 from tests.kit.extractor import _tree
 from tests.kit.guidance import CLIP_CONFIG, write_clip
 from tests.kit.models import build, first_stage_config
-from tests.support import Malicious
+from tests.support import ROOT, Malicious
 
 open_clip: Any = pytest.importorskip("open_clip", reason="needs the extra 'guide'")
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -96,7 +99,52 @@ def test_weights_that_are_named(
     save_file(half, tmp_path / "half.safetensors")
     clip = load_clip("tiny", tmp_path / "half.safetensors")
     assert next(clip.model.parameters()).dtype == torch.float32
+    assert clip.mean == own["mean"]  # all published weights have the same
+    named.clear()
+    clip = load_clip("tiny", tmp_path / "half.safetensors")
     assert clip.mean == pytest.approx((0.4814547, 0.4578275, 0.4082107))  # of CLIP itself
+
+
+def test_the_activation_of_weights_that_the_user_names(
+    folder: Path, named: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """It is in no tensor: the file's name, place or hash says which one it is, or the user."""
+    content = (folder / "open_clip_model.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    url = f"https://x.org/{digest}/Quick.pt"
+    named["quick"] = {"url": url, "hf_hub": "owner/quick/", "quick_gelu": True}
+    named["usual"] = {"hf_hub": "owner/usual/"}
+    other = tmp_path / "other.safetensors"
+    state = load_file(folder / "open_clip_model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in state.items()}, other)
+
+    def placed(name: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(content)
+        return path
+
+    def is_quick(name: str, path: Path) -> bool:
+        modules = {type(module).__name__ for module in load_clip(name, path).model.modules()}
+        assert ("QuickGELU" in modules) != ("GELU" in modules)
+        return "QuickGELU" in modules
+
+    mine = placed("mine.safetensors")
+    assert is_quick("tiny", placed("Quick.pt"))  # by its name
+    assert is_quick("tiny", mine)  # by its hash
+    cached = "hub/models--owner--usual/snapshots/0/open_clip_model.safetensors"
+    assert not is_quick("tiny", placed(cached))
+    assert is_quick("tiny:quick", other) and not is_quick("tiny:usual", other)
+    assert not is_quick("tiny:usual", mine)
+    with pytest.raises(
+        UserError, match=r"which weights of tiny are in .*add the published ones"
+    ) as e:
+        load_clip("tiny", other)
+    assert str(e.value).endswith("as --clip tiny:TAG: quick, usual")
+    with pytest.raises(UserError, match=r"Quick.pt is of tiny:quick by its name, not of 'usual'"):
+        load_clip("tiny:usual", placed("Quick.pt"))
+    images = load_clip("tiny:quick", other).encode_images(IMAGES)
+    assert not torch.allclose(images, load_clip("tiny:usual", other).encode_images(IMAGES))
 
 
 def test_nothing_in_a_file_is_run(named: dict[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -114,7 +162,8 @@ def test_cached_files_and_their_hashes(
     digest = hashlib.sha256(content).hexdigest()
     facts = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "hf_hub": "owner/tiny/"}
     named["hub"] = dict(facts)
-    with pytest.raises(UserError, match="there are no weights of CLIP's tiny on this machine: put"):
+    missing = "no weights of CLIP's tiny on this machine: fetch them with `hf download owner/tiny "
+    with pytest.raises(UserError, match=f"{missing}open_clip_model.safetensors`, or .* tiny:hub$"):
         load_clip("tiny")
     repository = tmp_path / "hub" / "models--owner--tiny"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -159,8 +208,18 @@ def test_what_cannot_be_loaded(
         load_clip("tiny:b")
     with pytest.raises(UserError, match="--clip_weights: there is no file nothing.pt"):
         load_clip("tiny", "nothing.pt")
-    with pytest.raises(UserError, match=r"put weights.pt of weights.pt anywhere and name it by"):
+    with pytest.raises(UserError, match=r": put https://x.org/weights.pt into ~/.cache/clip, or"):
         load_clip("tiny")
+    (tmp_path / "bare").mkdir()
+    for name, message in (
+        (str(tmp_path / "bare"), f"{tmp_path / 'bare'} has no open_clip_config.json, which says"),
+        ("C:\\clip", r"--clip: there is no folder C:\clip"),
+        ("local-dir:gone", "--clip: there is no folder gone"),
+        ("hf-hub:owner/tiny", "hf:owner/tiny is not on this machine, and nothing is downloaded"),
+        ("hf-hub:owner", "'owner' is no name on the hub"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_clip(name)
     state = load_file(folder / "open_clip_model.safetensors")
     for name, change, problem in (
         ("visual.conv1.weight", None, "is missing"),
@@ -177,3 +236,53 @@ def test_what_cannot_be_loaded(
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match="open_clip, which is not installed: pip install"):
         load_clip("tiny")
+
+
+def test_the_folder_of_the_hubs_cache(
+    folder: Path, named: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "hub/models--owner--tiny/snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "hub/models--owner--tiny/refs").mkdir()
+    (tmp_path / "hub/models--owner--tiny/refs/main").write_text("0" * 40)
+    images, _ = expected(folder)
+    for name in ("hf-hub:owner/tiny", f"local-dir:{folder}"):
+        torch.testing.assert_close(load_clip(name).encode_images(IMAGES), images)
+
+
+def test_tokenizers_that_are_not_here(folder: Path, tmp_path: Path) -> None:
+    """They need a package, or files of the hub, which are not fetched in secret."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "owner/tokenizer"
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="the tokenizer of 'local-dir:.*' is not on this machine"):
+        load_clip(str(other))
+
+
+def test_a_text_of_which_the_end_is_not_read(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tiny model reads 16 tokens: 14 words and the two around them."""
+    clip, words = load_clip(str(folder)), "a fox in the snow at night with a red coat and two eyes"
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        read = clip.encode_texts([words])
+        assert not caplog.messages
+        more = clip.encode_texts(["a fox", f"{words} of gold"])
+    assert caplog.messages == [
+        "the end of the prompt 'a fox in the snow at night with a red c... is not read: this CLIP "
+        "reads 16 tokens, of which a word has one or a few; shorten it, or make two prompts of it"
+    ]
+    torch.testing.assert_close(more[1:], read)
+
+
+def test_the_command_that_fetches_the_usual_weights_is_in_the_documents(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError) as caught:
+        load_clip()
+    (command,) = re.findall("`(hf download .*?)`", str(caught.value))
+    assert f"\n{command}\n" in (ROOT / "docs/guidance.md").read_text()

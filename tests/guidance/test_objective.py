@@ -69,6 +69,8 @@ def test_a_weight_is_behind_the_last_colon() -> None:
         (["a fox:much"], "--prompt: the weight 'much' behind the last colon of 'a fox:much'"),
         (["a fox:nan"], "is no number"),
         (["a fox:inf"], "is no number"),
+        (["a fox:1e39"], "--prompt: the weight of 'a fox:1e39' must be from -1000 to 1000"),
+        (["a fox:-1000.5"], "must be from -1000 to 1000"),
         (["a" * 10_001], "10,001 characters"),
     ],
 )
@@ -109,7 +111,14 @@ def test_image_prompts_and_their_weights(tmp_path: Path) -> None:
         objective = Objective(encoder, [target], CUTS)
         assert float(objective(RED, CHANCE)) == pytest.approx(0, abs=1e-4)
         assert math.copysign(1, float(objective(BLUE, CHANCE))) == math.copysign(1, sign)
-    for prompt, message in ((f"{path}x", "no number"), ("nothing.png", "no image nothing.png")):
+    for prompt, message in (
+        (f"{path}:x", "--image_prompt: the weight 'x' behind the last colon of"),
+        (f"{path}:2000", "--image_prompt: the weight of .* must be from -1000 to 1000"),
+        (f"{path}x", f"there is no image {path}x"),
+        ("nothing.png", "there is no image nothing.png"),
+        ("nothing.png:2", "there is no image nothing.png$"),
+        ("C:\\nothing.png", r"there is no image C:\\nothing.png"),
+    ):
         with pytest.raises(UserError, match=message):
             image_targets(encoder, [prompt])
 

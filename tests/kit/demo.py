@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,17 @@ def captions(page: Any) -> list[str]:
     """Those of the images; the history's have none."""
     elements = page.get("image") or page.get("imgs")  # as newer and older streamlits call them
     found = [image.caption for element in elements for image in element.proto.imgs]
-    return [caption for caption in found if caption]
+    return [as_read(caption) for caption in found if caption]
 
 
 def error_of(page: Any) -> str:
     (error,) = page.error
-    return str(error.value)
+    return as_read(error.value)
+
+
+def as_read(markdown: str) -> str:
+    """Markdown of escaped text, as the page shows it."""
+    return re.sub(r"\\(.)", r"\1", markdown)
 
 
 class Canvas:

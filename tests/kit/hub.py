@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,9 +20,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 Files = dict[str, bytes]
+VALIDATION = "/api/validate-yaml"
+# Some of those that the hub knows.
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "openrail", "other", "unknown")
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Hub:
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     token: str | None = None
+    refusal: tuple[int, str] | None = None  # the status and reason of all changes
     fetched: list[str] = field(default_factory=list)
 
     def add(self, name: str, folder: Path, **options: bool) -> Repository:
@@ -67,9 +72,12 @@ class Hub:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, code: str = "") -> None:
+    """`code` is for programs, `reasons` are for people."""
+
+    def __init__(self, status: int, code: str = "", reasons: Sequence[str] = ()) -> None:
         super().__init__(status, code)
         self.status, self.code = status, code
+        self.body = {"errors": [{"message": reason} for reason in reasons]} if reasons else {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(
             {
                 r"/api/repos/create": self._create,
-                r"/api/validate-yaml": dict,
+                VALIDATION: self._validate,
                 r"/api/models/([^/]+/[^/]+)/branch/(.+)": self._branch,
                 r"/api/models/([^/]+/[^/]+)/preupload/(.+)": self._preupload,
                 r"/api/models/([^/]+/[^/]+)/commit/(.+)": self._commit,
@@ -110,12 +118,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._file(*match.groups())
             for pattern, route in reversed(routes.items()):
                 if match := re.fullmatch(pattern, path):
-                    if self.command != "GET" and self.hub.token and not self._logged_in:
+                    if self.command != "GET" and not self._may_change and path != VALIDATION:
                         raise _Refused(401)
+                    if self.hub.refusal is not None and path != VALIDATION and self.body:
+                        status, reason = self.hub.refusal
+                        raise _Refused(status, reasons=[reason] if reason else [])
                     return self._send(json.dumps(route(*match.groups())).encode())
             raise _Refused(404)
         except _Refused as refusal:
-            self._send(b"{}", refusal.status, {"X-Error-Code": refusal.code})
+            body = json.dumps(refusal.body).encode()
+            self._send(body, refusal.status, {"X-Error-Code": refusal.code})
 
     def _send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -124,6 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    @property
+    def _may_change(self) -> bool:
+        return self.hub.token is None or self._logged_in
 
     @property
     def _logged_in(self) -> bool:
@@ -169,6 +185,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repositories[name] = Repository(private=bool(private))
         self.hub.repositories[name].commit({})
         return {"url": f"{self.hub.url}/{name}", "id": name}
+
+    def _validate(self) -> dict[str, Any]:
+        """What the hub says of a card's metadata: here, of its license and tags alone."""
+        content: str = json.loads(self.body)["content"]
+        metadata = yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
+        reasons = []
+        if metadata.get("license", "mit") not in LICENSES:
+            reasons.append(f'"license" must be one of [{", ".join(LICENSES)}]')
+        if not all(isinstance(tag, str) for tag in metadata.get("tags", ())):
+            reasons.append('"tags" must be an array of strings')
+        if reasons:
+            raise _Refused(400, reasons=reasons)
+        return {"errors": [], "warnings": []}
 
     def _branch(self, name: str, branch: str) -> dict[str, Any]:
         repository, commit = self._found(name, None)

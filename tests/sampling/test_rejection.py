@@ -149,3 +149,31 @@ def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert fetched == [("resnet101", {"weights": "DEFAULT"})]
     with pytest.raises(UserError, match="there is no checkpoint"):
         Classifier(f"resnet18:{tmp_path}/nothing.pth", CPU)
+
+
+def test_published_weights_that_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either what arrives has another hash than was published, or the file of an earlier time."""
+
+    def get_model(name: str, **options: object) -> None:
+        raise RuntimeError('invalid hash value (expected "f37072fd", got "0")')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "get_model", get_model)
+        patch.setenv("TORCH_HOME", str(tmp_path))
+        fetched = (
+            "the weights of resnet18 cannot be used, as what was fetched is not what was publi"
+        )
+        with pytest.raises(
+            UserError, match=rf"{fetched}shed \(invalid hash .*\); try again, or name"
+        ):
+            Classifier("resnet18", CPU)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = Classifier.missing_file("resnet18")
+    assert file is not None
+    file.parent.mkdir(parents=True)
+    for content in (b"", b"PK cut off", b"<html>"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"as {file} is damaged \(.+\); delete it, or name"):
+            Classifier("resnet18", CPU)

@@ -288,3 +288,28 @@ def test_beside_an_image_all_of_it_is_seen_if_the_order_lets_it(
     if order == "random":
         complete(run, tmp_path / "0.png", tmp_path / "steps", *flags, "--steps", "3")
         assert len(codes) == 3
+
+
+def test_other_contents_of_the_same_files_are_other_samples(
+    run: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    Image.open(image).crop((0, 0, 12, 8)).save(photo)
+    Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 4]), 8, 0)).save(mask)
+    flags = ("--keep", str(mask), "--condition", "2", "-n", "1")
+    root = complete(run, photo, tmp_path / "out", *flags)
+    before = (root / "input.png").read_bytes()
+    complete(run, photo, tmp_path / "out", *flags)
+    assert "(0 of them new)" in capsys.readouterr().out
+    for path, flag in ((mask, "keep"), (photo, "image")):
+        kept = path.read_bytes()
+        half = Image.new("L", (12, 8))
+        half.paste(255, (0, 0, 6, 8))
+        half.convert(Image.open(path).mode).save(path)
+        with pytest.raises(SystemExit):
+            complete(run, photo, tmp_path / "out", *flags)
+        assert f"was sampled with another content of the file of --{flag}: choose another" in (
+            capsys.readouterr().err
+        )
+        path.write_bytes(kept)
+    assert (root / "input.png").read_bytes() == before

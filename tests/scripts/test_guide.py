@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from scripts import guide as script
 from scripts.guide import main
+from taming.downloads import file_hash
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.guidance import arguments, load_classifier_guide
 from taming.sampling.conditions import read_picture
 from taming.sampling.folder import RECORD
-from tests.kit.guidance import Colors
+from tests.kit.guidance import Colors, write_clip
 from tests.kit.models import FIRST_STAGE, SEGMENTATION
 from tests.kit.runs import tiny_run
 
@@ -227,3 +229,50 @@ def test_the_class_is_near_after_many_steps(run: Path, classifier: str, tmp_path
     ]
     assert losses[1] < losses[0]
     assert load_classifier_guide(classifier, torch.device("cpu")).n_classes == 4
+
+
+def test_other_contents_of_the_same_files_are_other_images(
+    run: Path, classifier: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, prompt, mask = (tmp_path / name for name in ("own.pt", "prompt.png", "mask.png"))
+    own.write_bytes(Path(classifier.removeprefix("small:")).read_bytes())
+    prompt.write_bytes(photo.read_bytes())
+    Image.new("L", (12, 8), 255).save(mask)
+    flags = ["--classifier", f"small:{own}", "--image_prompt", f"{prompt}:0.5", "--classes", "1"]
+    flags += ["--init", str(photo), "--mask", str(mask), "--full_size"]
+    root = guided(run, tmp_path / "out", *flags)
+    assert record_of(root / "1" / "000000.png")["files"].keys() == {
+        *("classifier", "image_prompt 1", "init", "mask")
+    }
+    guided(run, tmp_path / "out", *flags)
+    assert "(0 of them new)" in capsys.readouterr().out
+    for path, name in (
+        *((own, "classifier"), (prompt, "image_prompt 1"), (photo, "init"), (mask, "mask")),
+    ):
+        kept = path.read_bytes()
+        if path == own:
+            torch.manual_seed(1)
+            SmallClassifier(4, 8, 8).save(path)
+        else:
+            half = Image.new("L", (12, 8))
+            half.paste(255, (0, 0, 6, 8))
+            half.convert(Image.open(path).mode).save(path)
+        with pytest.raises(SystemExit):
+            guided(run, tmp_path / "out", *flags)
+        assert f"sampled with another content of the file of --{name}: " in capsys.readouterr().err
+        path.write_bytes(kept)
+
+
+def test_the_weights_of_clip_are_in_the_record(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("open_clip", reason="needs the extra 'guide'")
+    folder, _ = write_clip(tmp_path / "clip")
+    flags = ("--clip", str(folder), "--prompt", "red")
+    root = guided(run, tmp_path / "out", *flags)
+    weights = folder / "open_clip_model.safetensors"
+    assert record_of(root / "000000.png")["files"] == {"clip": file_hash(weights)}
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(SystemExit):
+        guided(run, tmp_path / "out", *flags)
+    assert "with another content of the file of --clip:" in capsys.readouterr().err

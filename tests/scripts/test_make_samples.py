@@ -138,6 +138,24 @@ def test_it_goes_on_and_batches_change_nothing(
         assert path.read_bytes() == (second / "samples" / path.name).read_bytes()
 
 
+def test_data_that_have_changed_are_other_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
+    make(run, data, tmp_path / "out")
+    make(run, data, tmp_path / "out")
+    assert "(0 of them new)" in capsys.readouterr().out
+    original = Pictures.__getitem__
+
+    def other(self: Pictures, index: int) -> dict[str, Any]:
+        return original(self, index) | ({"class_label": 4} if index == 1 else {})
+
+    monkeypatch.setattr(Pictures, "__getitem__", other)
+    with pytest.raises(SystemExit):
+        make(run, data, tmp_path / "out")
+    assert "000001.png was sampled with another condition" in capsys.readouterr().err
+
+
 def test_greedy_samples_are_the_models(tmp_path: Path) -> None:
     run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
     main(["-r", str(run), "-b", str(data), "--outdir", str(tmp_path), "--temperature", "0"])

@@ -105,6 +105,24 @@ def test_layouts_that_a_person_writes(
     ]
 
 
+def test_a_layout_that_has_changed_is_another_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = tmp_path / "sea.yaml"
+    layout.write_text("- {class: sky, box: [0, 0, 1, 1]}\n")
+    flags = ("-R", "8,8", "-N", "1", "--layout", str(layout))
+    root = sample(run, tmp_path / "out", *flags)
+    plot = (root / "layouts" / "sea.png").read_bytes()
+    layout.write_text("# the same\n- {class: sky, box: [0, 0, 1, 1]}\n")
+    sample(run, tmp_path / "out", *flags)
+    assert "0 new samples" in capsys.readouterr().out
+    layout.write_text("- {class: sky, box: [0, 0, 1, 0.5]}\n")
+    with pytest.raises(SystemExit):
+        sample(run, tmp_path / "out", *flags)
+    assert "was sampled with another condition (what it comes from" in capsys.readouterr().err
+    assert (root / "layouts" / "sea.png").read_bytes() == plot
+
+
 def test_as_many_layouts_of_the_data_as_are_wanted(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"][2]["bbox"] = [0, 0, 24, 16]  # of the second scene

@@ -122,3 +122,35 @@ def test_what_is_not_uploaded(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "the hub cannot be reached" in refused(capsys, str(RUN), "me/x")
     assert not hub.repositories
+
+
+def test_a_card_that_the_hub_does_not_take(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is made then; licenses are known by small letters."""
+    error = refused(capsys, str(RUN), "me/x", "--license", "mine")
+    assert (
+        'hf:me/x: the hub does not take the model card ("license" must be one of [apache-' in error
+    )
+    assert error.endswith("; give --license and --tags as it calls them\n") and len(error) < 400
+    assert not hub.repositories
+    push.main([str(RUN), "me/x", "--license", "MIT"])
+    (files,) = list(hub.repositories["me/x"].snapshots.values())[1:]
+    assert b"license: mit\n" in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (403, "Private repository storage limit reached", "(403: Private repository storage limit"),
+        (403, "", "(403) without rights to it; log in with"),
+        (402, "Payment required.", "the hub refuses that (402: Payment required); mend that"),
+        (422, "", "the hub refuses that (422); mend that first"),
+        (400, "Too many tags", "the hub refuses that (400: Too many tags); mend that first"),
+        (429, "Slow down", "the hub answers 429: Slow down; try again later"),
+        (500, "", "the hub answers 500; try again later"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_its_reason(
+    hub: Hub, capsys: pytest.CaptureFixture[str], status: int, reason: str, message: str
+) -> None:
+    hub.refusal = (status, reason)
+    assert message in refused(capsys, str(RUN), "me/x")

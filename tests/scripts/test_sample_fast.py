@@ -285,6 +285,11 @@ def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert record["candidate"] in (4, 5)
     assert 0 < record["score"] < 1
     assert record["reject_ratio"] == 0.5 and record["classifier"] == classifier[1]
+    other = {key: value + 1 for key, value in torch.load(tmp_path / "own.pth").items()}
+    torch.save(other, tmp_path / "own.pth")
+    with pytest.raises(SystemExit):
+        sample(run, *flags, out=tmp_path / "out")
+    assert "another content of the file of --classifier: choose" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         sample(run, "-n", "1", *classifier)
     assert "needs both --reject_ratio below 1 and --classifier" in capsys.readouterr().err

@@ -130,7 +130,7 @@ class RunSource(ImageSource):
         )
 
     def _classifier_hash(self) -> str | None:
-        _, _, file = (self.plan.classifier or "").partition(":")
+        file = self.plan.classifier_file
         return file_hash(file) if file and Path(file).is_file() else None
 
     def keep_unfinished_in(self, folder: Path | None) -> None:
