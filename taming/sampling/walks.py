@@ -16,7 +16,7 @@ wherever it lies, and all that was sampled there before. An example without a co
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise, zip_longest
@@ -109,35 +109,23 @@ class Walk:
 
     def visits(self, room: Room) -> Iterator[list[Visit]]:
         """What can be predicted at once, after what comes before it; each window at most once."""
-        left = Counter(map(self._corner, self.order[len(self.order) - self.sampled :]))
-        read: dict[Corner, int] = {}
+        windows = _WindowsOfWalk(self, room)
         for ready in self._ready():
             together: dict[Corner, list[int]] = defaultdict(list)
             for place in ready:
-                together[self._corner(place)].append(place)
-            visits = []
-            for corner, places in together.items():
-                left[corner] -= len(places)
-                again = left[corner] > 0
-                visit = Visit(
-                    corner,
-                    seen=self._seen(corner, before := int(self._before[places[0]])),
-                    start=read.get(corner, 0),
-                    places=tuple(places),
-                    before=before,
-                    keeps=corner in read or (again and len(read) < room.kept),
-                    last=not again,
-                )
-                if visit.keeps:
-                    read[corner] = self._read_by(visit, room)
-                visits.append(visit)
-            for visit in visits:
-                if visit.last:
-                    read.pop(visit.corner, None)
-            yield visits
+                together[self.corner(place)].append(place)
+            yield windows.visits(together)
 
-    def _seen(self, corner: Corner, before: int) -> int:
-        """How many codes of a window are among the first of the image's."""
+    def corner(self, place: int) -> Corner:
+        """Of the window of a place."""
+        return self.layout.corner(*divmod(place, self.layout.shape[1]))
+
+    def before(self, place: int) -> int:
+        """How many codes of the image come before the step that samples a place."""
+        return int(self._before[place])
+
+    def seen(self, corner: Corner, before: int) -> int:
+        """How many codes of a window are among so many first ones of the image."""
         return int((self._within(self.rank, corner) < before).sum())
 
     def _ready(self) -> list[list[int]]:
@@ -149,7 +137,7 @@ class Walk:
         ready: list[list[int]] = []
         for first, last in self._steps:
             places = self.order[first:last]
-            times = [int(self._within(when, self._corner(place)).max()) + 1 for place in places]
+            times = [int(self._within(when, self.corner(place)).max()) + 1 for place in places]
             for place, time in zip(places, times, strict=True):
                 when[divmod(place, self.layout.shape[1])] = time
                 ready.extend([] for _ in range(time - len(ready)))
@@ -170,20 +158,51 @@ class Walk:
             before[list(self.order[first:last])] = first
         return before
 
-    def _read_by(self, visit: Visit, room: Room) -> int:
-        """How many tokens need not be read again: the last one, if it was read for the place that
-        really comes next."""
-        path = self.path(visit.corner)
-        (following,) = self.places_of(visit.corner, path[visit.seen : visit.seen + 1])
-        return room.condition + visit.seen - int(following != visit.places[0])
-
-    def _corner(self, place: int) -> Corner:
-        return self.layout.corner(*divmod(place, self.layout.shape[1]))
-
     def _within(self, values: np.ndarray, corner: Corner) -> np.ndarray:
         """What a window shows of values (H, W)."""
         (top, left), (h, w) = corner, self.layout.window
         return values[top : top + h, left : left + w]
+
+
+class _WindowsOfWalk:
+    """What the windows of a walk have read so far."""
+
+    def __init__(self, walk: Walk, room: Room) -> None:
+        self.walk, self.room = walk, room
+        first = len(walk.order) - walk.sampled
+        self._left = Counter(map(walk.corner, walk.order[first:]))  # places to predict
+        self._read: dict[Corner, int] = {}  # tokens, where keys and values are kept
+
+    def visits(self, places: Mapping[Corner, Sequence[int]]) -> list[Visit]:
+        """Of all windows that now predict places; they are done before others have their room."""
+        visits = [self._visit(*of_window) for of_window in places.items()]
+        for visit in visits:
+            if visit.last:
+                self._read.pop(visit.corner, None)
+        return visits
+
+    def _visit(self, corner: Corner, places: Sequence[int]) -> Visit:
+        self._left[corner] -= len(places)
+        again, before = self._left[corner] > 0, self.walk.before(places[0])
+        visit = Visit(
+            corner,
+            seen=self.walk.seen(corner, before),
+            start=self._read.get(corner, 0),
+            places=tuple(places),
+            before=before,
+            keeps=corner in self._read or (again and len(self._read) < self.room.kept),
+            last=not again,
+        )
+        if visit.keeps:
+            self._read[corner] = self._read_by(visit)
+        return visit
+
+    def _read_by(self, visit: Visit) -> int:
+        """How many tokens need not be read again: all but the last one, unless it was read for the
+        place that really comes next."""
+        path = self.walk.path(visit.corner)[visit.seen :]
+        (following,) = self.walk.places_of(visit.corner, path[:1])
+        return self.room.condition + visit.seen - int(following != visit.places[0])
 
 
 def walks_of(
