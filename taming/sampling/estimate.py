@@ -23,7 +23,7 @@ from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.sampling.any_order import sees_all_known
 from taming.sampling.engine import Progress, check_settings, sample_images
 from taming.sampling.requests import Request
-from taming.sampling.settings import SampleSettings
+from taming.sampling.settings import RASTER, SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.window_steps import AnyOrderWindow, Step, Window
 from taming.sampling.windows import Layout
@@ -183,7 +183,8 @@ def _seconds_by_windows(
     times = 1.0
     # In any order, what is known costs nothing but to be read.
     if (int(unknown.sum()) if any_order else unknown.numel()) > MOST_COUNTED:
-        settings = replace(settings, order=None)  # by rows
+        if isinstance(settings.order, tuple):  # is of the whole image
+            settings = replace(settings, order=RASTER)
         shape = (min(shape[0], 6 * h), min(shape[1], 6 * w))
         times = float(unknown.sum()) / (shape[0] * shape[1])
         unknown = torch.ones(shape, dtype=torch.bool)
