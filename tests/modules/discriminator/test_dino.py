@@ -123,11 +123,10 @@ def test_channels_it_has_no_features_of() -> None:
 
 def test_a_first_pass_in_inference_mode_spoils_no_later_one(file: Path) -> None:
     """Neither what it loads nor what it moves, here to another precision."""
-    x = torch.randn(2, 3, 8, 8)
-    for first in (x, x.double()):
-        discriminator = make(file)
+    for x in (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8).double()):
+        discriminator = make(file).to(x.dtype)
         with torch.inference_mode():
-            discriminator.features.beside(first)
-        images = x.clone().requires_grad_()
+            discriminator.features.beside(x)
+        images = x.requires_grad_()
         discriminator(images).sum().backward()
         assert images.grad is not None and images.grad.abs().sum() > 0
