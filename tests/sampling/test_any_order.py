@@ -229,6 +229,7 @@ def filled_in(model: Any, request: Request, settings: SampleSettings, seed: int)
         SampleSettings(temperature=0.7, confidence_noise=1.5, steps=3),
         SampleSettings(temperature=0),
         SampleSettings(steps=16, top_k=(2, 20)),
+        SampleSettings(steps=16, confidence_noise=0.6),
         SampleSettings(guidance=3.0, steps=6, step_schedule="linear"),
         SampleSettings(guidance=3.0, guidance_schedule="linear", confidence_noise=0.0),
         SampleSettings(guidance=4.0, guidance_schedule="linear", steps=12, confidence_noise=9.0),
@@ -239,6 +240,8 @@ def test_masked_codes_are_those_of_the_written_out_steps(
 ) -> None:
     """In batches of whole images and of ones with a hole, in which fewer codes than steps are."""
     requests = [replace(request, known=hole) for request in REQUESTS] + REQUESTS[:1]
+    if hole is not None:
+        requests.append(replace(REQUESTS[2], known=hole.flip(0).roll(1, 1)))
     got = indices(masked, requests, settings, seed=5)
     for row, request in enumerate(requests):
         assert torch.equal(got[row], filled_in(masked, request, settings, seed=5))

@@ -33,8 +33,17 @@ from tests.evaluation.features import moments_of
 from tests.kit.datasets import Scenes
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_sizes
-from tests.kit.models import DALLE, DEPTH, FIRST_STAGE, LABELS, SEGMENTATION, TRANSFORMER
+from tests.kit.models import (
+    DALLE,
+    DEPTH,
+    FIRST_STAGE,
+    LABELS,
+    SEGMENTATION,
+    TRANSFORMER,
+    first_stage_config,
+)
 from tests.kit.runs import run_with_data, tiny_run
+from tests.support import GOLDEN
 
 CLOSE = 1e-6
 
@@ -347,3 +356,13 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return
+
+
+def test_codes_are_those_that_there_are_indices_for(tmp_path: Path) -> None:
+    inner = {"n_e": 40, "e_dim": 2, "beta": 0.25, "remap": str(GOLDEN / "used.npy")}
+    nearest = {"target": "taming.modules.vqvae.nearest.VectorQuantizer2", "params": inner}
+    grouped: dict[str, Any] = {"groups": 2, "quantizer_config": nearest}
+    section = {"target": "taming.modules.vqvae.grouped.GroupedQuantizer", "params": grouped}
+    sizes = {"n_embed": None, "embed_dim": None}
+    run = tiny_run(tmp_path / "run", first_stage_config(quantizer_config=section, **sizes))
+    assert LoadedFirstStage.load(run).describe()["codes"] == 26

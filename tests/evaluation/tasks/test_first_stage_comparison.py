@@ -87,21 +87,21 @@ def test_codes_of_levels_that_share_them_and_of_remapped_groups(unknown: str) ->
     remapped = {"n_e": 40, "e_dim": 1, "beta": 0.25, "remap": str(GOLDEN / "used.npy")}
     remapped["unknown_index"] = unknown
     count = 28 if unknown == "extra" else 26  # of two groups
-    for target, params, codes in (
-        ("residual.ResidualQuantizer", shared, 8),
-        ("nearest.VectorQuantizer2", remapped, count),
+    for target, params, codes, used in (
+        ("residual.ResidualQuantizer", shared, 8, 2),
+        ("nearest.VectorQuantizer2", remapped, count, 3),
     ):
         inner = {"target": f"taming.modules.vqvae.{target}", "params": params}
         quantizer = GroupedQuantizer(2, inner)
         counts = torch.zeros(counted_codes(quantizer), dtype=torch.long)
-        counts[0] = counts[-1] = 5  # one code of either group
+        counts[[0, 4, -1]] = 5  # the shared table's first code in both levels, or two codes
         uses = codebook_uses(quantizer, counts)
         levels = replace(
             result("a", uses, {}),
             counts=counts.numpy(),
             reconstructions={"f": 8, "codes": code_count(quantizer)},
         )
-        share = f"2 of {codes} ({2 / codes:.1%})"
+        share = f"{used} of {codes} ({used / codes:.1%})"
         assert use_of_codes([levels]).startswith(f"Codes in use: a {share}. ")
 
 
