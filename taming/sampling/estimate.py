@@ -18,9 +18,8 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import STEPS
-from taming.modules.transformer.orders import COSINE
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
-from taming.sampling.any_order import sees_all_known
+from taming.sampling.any_order import sees_all_known, with_default_order
 from taming.sampling.engine import Progress, check_settings, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import RASTER, SampleSettings
@@ -178,6 +177,7 @@ def _seconds_by_windows(
     """
     first, (h, w) = requests[0], trained_shape(model)
     h, any_order = min(h, shape[0]), sees_all_known(model, settings)
+    settings = with_default_order(model, settings)
     decoding = len(requests) * _seconds_of_decoding(model, shape)
     unknown = torch.ones(shape, dtype=torch.bool) if first.known is None else first.known < 0
     times = 1.0
@@ -237,15 +237,14 @@ def _tried(
     unknown[0, :2] = True
     for row in range(rows):
         unknown[row, last - row * w - 1 : last - row * w + 1] = True
-    settings = replace(window.settings, order=None, steps=None, step_schedule=COSINE)
-    window = replace(window, settings=settings)
+    window = window.code_by_code()
     steps = list(window.steps(Layout(shape, (h, w)), unknown.tolist()))
     known = torch.where(unknown, -1, 0)
     tried = [
         replace(r, known=known, condition=None if r.condition is None else torch.zeros_like(known))
         for r in requests
     ]
-    seconds = _seconds_of_steps(model, tried, settings, shape, len(steps))
+    seconds = _seconds_of_steps(model, tried, window.settings, shape, len(steps))
     return list(zip(steps, seconds, strict=True))
 
 

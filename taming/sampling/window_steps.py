@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.orders import COSINE
 from taming.modules.transformer.own_methods import OwnMethods
 from taming.sampling.any_order import orders_of
 from taming.sampling.chance import Chance
-from taming.sampling.settings import SampleSettings
+from taming.sampling.settings import INWARDS, SampleSettings
 from taming.sampling.walks import Room, passes, tokens_of, walks_of
 from taming.sampling.windows import Corner, Layout, windows_in_memory
 
@@ -53,6 +54,10 @@ class Window:
         """The most tokens that are read of one."""
         return self.before(self.sides) + self.sides[0] * self.sides[1] - 1
 
+    def code_by_code(self) -> Window:
+        """The same, with one code sampled after the other."""
+        return self
+
     def before(self, sides: tuple[int, int]) -> int:
         """How many tokens of the condition windows of these sides begin with."""
         return sides[0] * sides[1] if self.prefix is None else self.prefix
@@ -88,6 +93,11 @@ class Window:
 
 class AnyOrderWindow(Window):
     """Of models of any order, whose windows show all that is known."""
+
+    def code_by_code(self) -> AnyOrderWindow:
+        """The same, with one code sampled after the other, inwards."""
+        settings = replace(self.settings, order=INWARDS, steps=None, step_schedule=COSINE)
+        return replace(self, settings=settings)
 
     def steps(self, layout: Layout, unknown: Sequence[Sequence[bool]]) -> Iterator[Step]:
         """The passes of `sample_in_windows`."""

@@ -241,6 +241,26 @@ def test_of_a_model_by_rows_it_does_not() -> None:
     assert seen[0] == seen[1]
 
 
+def test_annealed_models_go_by_rows_unless_they_are_asked_for_more(model: Any) -> None:
+    config = transformer_config(SMALL, order="annealed", cond_drop=0.1)
+    annealed = instantiate_from_config(config).eval()
+    annealed.load_state_dict(model.state_dict())
+    requests = [Request(0, (3,), 3, known=padded((6, 6), 2, 2, seed)) for seed in (0, 1)]
+    for settings in (SampleSettings(), SampleSettings(order="raster")):
+        above = codes_of(annealed, requests, settings, shape=(6, 6))[:, :12]
+        assert torch.equal(*above)  # what is kept comes later
+        nothing = [replace(requests[0], known=None)]
+        assert torch.equal(codes_of(annealed, nothing, settings, shape=(6, 6))[0, :12], above[0])
+    for more in ({"order": "inwards"}, {"steps": 5, "order": "random"}):
+        settings = SampleSettings(**more)
+        expected = codes_of(model, requests, settings, shape=(6, 6))
+        assert torch.equal(codes_of(annealed, requests, settings, shape=(6, 6)), expected)
+        assert not torch.equal(*expected[:, :12])
+    got = codes_of(annealed, requests, SampleSettings(steps=5), shape=(6, 6))
+    by_rows = SampleSettings(steps=5, order="raster")
+    assert torch.equal(got, codes_of(model, requests, by_rows, shape=(6, 6)))
+
+
 def test_a_window_as_large_as_training_is_the_way_without_windows(model: Any) -> None:
     requests = [Request(n, (label,), label) for label in (3, 1) for n in range(2)]
     for hole in (None, padded((4, 4), 2, 2), holes((4, 4))):
