@@ -14,12 +14,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from taming.checkpoint import HubName, Run, load_run, run_config
 from taming.command_line import Parser, add_trust_flag, add_weight_flags
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.model_card import Card, results_of
 from taming.export.publishing import own_paths, published_config, upload, write_repository
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.requests import sampling_script
+from taming.shipped import SCRIPTS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,27 +49,48 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_card(
-    args: argparse.Namespace, name: HubName, run: Run, step: int, config: dict[str, object]
+    args: argparse.Namespace, model: nn.Module, run: Run, step: int, config: dict[str, object]
 ) -> Card:
     results, others = results_of(run.folder, file_hash(run.checkpoint))
     for file in others:
         print(f"left out: {run.folder / file} is of another checkpoint")
-    folder = run.folder.resolve().name
-    return Card(name, config, folder, step, results, license=args.license, tags=args.tags)
+    return Card(
+        repository_of(args),
+        config,
+        run.folder.resolve().name,
+        step,
+        results,
+        license=args.license,
+        tags=args.tags,
+        subcommand=subcommand_for(model),
+    )
+
+
+def repository_of(args: argparse.Namespace) -> HubName:
+    """The name that is given, with the revision."""
+    name = HubName.parse(args.target)
+    if name.revision and args.revision:
+        raise UserError("give the revision once: as @REVISION, or with --revision")
+    return HubName.parse(f"{name.repository}@{args.revision}") if args.revision else name
+
+
+def subcommand_for(model: nn.Module) -> str:
+    """With which `taming` uses a model."""
+    if not isinstance(model, Net2NetTransformer):
+        return "reconstruct FOLDER"
+    subcommands = {script: subcommand for subcommand, script in SCRIPTS.items()}
+    return subcommands[sampling_script(model)]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    name = HubName.parse(args.target)
-    if name.revision and args.revision:
-        raise UserError("give the revision once: as @REVISION, or with --revision")
-    name = HubName.parse(f"{name.repository}@{args.revision}") if args.revision else name
+    name = repository_of(args)
     model, run, step = load_run(args.source, args.base)
     config = published_config(run_config(run, args.base, used=["model"]))
     if paths := own_paths(config):
         print(f"config.yaml names folders of this machine: {', '.join(paths)}")
-    card = make_card(args, name, run, step, config)
+    card = make_card(args, model, run, step, config)
     if args.dry_run is not None:
         write_repository(args.dry_run, model, config, card.text())
         print(f"what would be uploaded to {name} is in {args.dry_run}")

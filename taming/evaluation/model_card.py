@@ -41,6 +41,7 @@ class Card:
         results: by file, see `results_of`.
         license: as the hub calls it, such as "mit".
         tags: beside those of all our models.
+        subcommand: of `taming`, with which the model is used.
     """
 
     name: HubName
@@ -50,6 +51,7 @@ class Card:
     results: Mapping[str, Result]
     license: str | None = None
     tags: Sequence[str] = ()
+    subcommand: str = "reconstruct FOLDER"
 
     @property
     def is_transformer(self) -> bool:
@@ -108,9 +110,12 @@ class Card:
     def _use(self) -> str:
         line = "indices = model.encode_to_indices(images)  # images [B, C, H, W] in [-1, 1]"
         code = f'import taming\nmodel = taming.load("{self.name}")\n{line}'
-        install = f"pip install '{LIBRARY}[hub]'"
-        script = "sample" if self.is_transformer else "reconstruct FOLDER"
-        return f"```bash\n{install}\ntaming {script} -r {self.name}\n```\n\n```python\n{code}\n```"
+        install = (
+            "In a clone of this implementation, `pip install '.[hub]'`; package indexes have "
+            f"another {LIBRARY}."
+        )
+        run = f"taming {self.subcommand} -r {self.name}"
+        return f"{install}\n\n```bash\n{run}\n```\n\n```python\n{code}\n```"
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for file, result in self.results.items():

@@ -15,7 +15,7 @@ import taming
 from scripts import push
 from taming.downloads import file_hash
 from tests.kit.hub import Hub, serve_hub
-from tests.kit.models import first_stage_config
+from tests.kit.models import first_stage_config, scene_config, tiny_model, transformer_config
 from tests.support import write_run
 
 RUN = Path("logs/2021-01-01T00-00-00_custom_vqgan")
@@ -90,9 +90,18 @@ def test_the_hub_reads_the_results_of_the_card(hub: Hub) -> None:
     }
     where = ("image-to-image", "photographs", "validation")
     assert found == {(*where, "fid"): 4.5, (*where, "kid.mean"): 0.25}
+    assert "\ntaming reconstruct FOLDER -r hf:me/stage@v1\n" in card.text
     assert 'taming.load("hf:me/stage@v1")' in card.text and "/home" not in card.content
     config = card.text.partition("```yaml\n")[2].partition("```")[0]
     assert yaml.safe_load(config) == yaml.safe_load(Path("dry/config.yaml").read_text("utf-8"))
+
+
+def test_the_card_names_the_command_that_samples_such_a_model() -> None:
+    maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
+    scenes = tiny_model(transformer_config(**scene_config(block_size=64)))
+    assert push.subcommand_for(tiny_model()) == "sample"
+    assert push.subcommand_for(tiny_model(transformer_config(**maps))) == "sample-data"
+    assert push.subcommand_for(scenes) == "scenes"
 
 
 def test_a_repository_that_is_there_is_updated(
