@@ -52,7 +52,7 @@ def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
     steps = choices.number("Steps", "steps", (1, codes), codes)
     if steps < codes:
         return {"order": order, "steps": steps}
-    return {} if order == ORDERS[usual] else {"order": order}  # which other sizes have, too
+    return {} if order == ORDERS[usual] else {"order": order}
 
 
 def choose_kept(
