@@ -9,7 +9,8 @@ Every one is trained with the same seeds. Of the validation images: L1, PSNR, th
 by a small classifier of the training images, the use of codes and the speed of training, as a table
 in Markdown and JSON, and a picture of the same images through each. Runs go to logs/, as
 `<quantizer>_seed<n>`; those that are finished are not trained again, and what was interrupted goes
-on, when the command is repeated.
+on, when the command is repeated. Of a recipe or quantizer that has changed since, new runs are
+trained beside the old ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.config import load_config
@@ -39,7 +41,7 @@ from taming.evaluation.tasks.quantizers import (
     evaluator_with,
     table_rows,
 )
-from taming.program import train_apart
+from taming.program import step_flags, train_apart
 from taming.shipped import config_names, find_config
 from taming.training.logged_times import read_seconds
 
@@ -69,6 +71,7 @@ class Options:
         for name in ("seeds", "rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        step_flags(self.max_steps)
 
     def configs(self) -> dict[str, Path]:
         """The quantizers' configs by name; UserError if there are none, or two of one name."""
@@ -95,9 +98,9 @@ def _config(name: str, kind: str) -> Path:
 
 def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]:
     """The runs of a quantizer, one of each seed."""
-    steps = ("--max_steps", str(options.max_steps)) if options.max_steps > 0 else ()
+    steps = step_flags(options.max_steps)
     flags = ("--enable_progress_bar", "false", *steps)
-    length = f"_{options.max_steps}_steps" if options.max_steps > 0 else ""
+    length = f"_{options.max_steps}_steps" if steps else ""
     runs = []
     for seed in range(options.seeds):
         run = f"{name}{length}_seed{seed}"
@@ -109,9 +112,9 @@ def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]
 def prepare_data(recipe: Path) -> None:
     """Write tiles of the photographs that come with packages, if the recipe reads them and they are
     not there."""
-    params = load_config([recipe]).data.params.train.params
-    listed = Path(params.get("training_images_list_file", ""))
-    if listed == Path(PHOTOGRAPHS, "train.txt") and not listed.is_file():
+    key = "data.params.train.params.training_images_list_file"
+    listed = OmegaConf.select(load_config([recipe]), key, throw_on_missing=False)
+    if listed == f"{PHOTOGRAPHS}/train.txt" and not Path(listed).is_file():
         write_tiles(Path(PHOTOGRAPHS))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.errors import UserError, command
-from taming.program import run_apart
+from taming.program import RUN_TIME, run_apart, step_flags
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UserError(f"--num_samples must be at least 1, not {self.num_samples}")
+        step_flags(self.max_steps)
 
 
 def train(options: Options, config: str, *overrides: str) -> str:
     """Train, and return the run's folder."""
-    steps = ["--max_steps", str(options.max_steps)] if options.max_steps > 0 else []
-    flags = ["--base", config, "-t", "True", "--seed", str(options.seed), *steps]
-    run_apart(["train", *flags, *overrides])
-    runs = Path("logs").glob(f"*_{config}")
-    return str(max(runs, key=lambda run: run.stat().st_mtime))
+    flags = ["--base", config, "-t", "True", "--seed", str(options.seed)]
+    run_apart(["train", *flags, *step_flags(options.max_steps), *overrides])
+    return str(max(Path("logs").glob(RUN_TIME + config)))
 
 
 @command

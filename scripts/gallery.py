@@ -3,10 +3,11 @@
     python scripts/gallery.py --outdir gallery
     python scripts/gallery.py --outdir gallery --only classes completion
 
-Data, runs and samples go to `<outdir>/work/`, pictures to `<outdir>/`. What is there is not made
-again, and an interrupted training goes on, when the command is repeated. On a processor two models
-train side by side, which is faster than one after the other with all threads; what they say is in
-`<outdir>/work/*.log`. `make gallery` runs this.
+Data, runs and samples go to `<outdir>/work/`, pictures to `<outdir>/`, all with
+--small below `<outdir>/small/`. What is there is not made again, but for runs of a recipe that
+has changed, and an interrupted training goes on, when the command is repeated. On a processor two
+models train side by side, which is faster than one after the other with all threads; what they say
+is in `<outdir>/work/*.log`. `make gallery` runs this.
 """
 
 from __future__ import annotations

@@ -175,10 +175,8 @@ def _variants(tensors: Tensors, stage: str) -> dict[str, str]:
 
 def _turned(shapes: Mapping[str, Sequence[int]], mask: Tensor) -> int:
     """How many codes of a GPT have no learned position, by the shapes of `_TELLING`; see
-    `GPTConfig.positions`."""
+    `GPTConfig.whole`."""
     size, learned = mask.shape[-1], shapes["pos_emb"][1]
-    if "target_emb" in shapes:
-        return shapes["target_emb"][1] - learned
     # Where the first position sees the last one, that is read, too; without values nothing tells.
     all_read = not mask.is_meta and size > 1 and bool(mask[0, 0, 0, -1])
     return 0 if learned == size else size + (not all_read) - learned

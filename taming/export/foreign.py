@@ -62,18 +62,15 @@ def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
             f"{layout.title}'s layout is of a {_kinds(wanted)}, and this is a {_kinds(model)}: its "
             f"code would read these weights as another model; {_INSTEAD}"
         )
-    _check_settings(model, wanted, layout, shapes)
+    _check_settings(model, wanted, layout)
     return state
 
 
-def _check_settings(
-    model: CodesInterface, wanted: CodesInterface, layout: Layout, shapes: Shapes
-) -> None:
+def _check_settings(model: CodesInterface, wanted: CodesInterface, layout: Layout) -> None:
     """Refuse (`UserError`) options that neither names nor shapes tell, unless they are as in the
     model that is read from the file."""
-    told = layout.told_apart(shapes)
     of_file, own = (
-        {k: v for k, v in forward_settings(each).items() if option_of(k) not in told}
+        {k: v for k, v in forward_settings(each).items() if option_of(k) not in layout.told_apart}
         for each in (wanted, model)
     )
     key = differing(own, of_file) or min(own.keys() ^ of_file.keys(), default=None)

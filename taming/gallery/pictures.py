@@ -52,7 +52,7 @@ def of_reconstructions(shop: Workshop) -> Image.Image:
 
 def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Image.Image:
     """The images of a folder in rows of so many, and below each what a first stage makes of it."""
-    out = f"samples/{folder.name}"
+    out = f"samples/{folder.name}{shop.later(run)}"
     shop.run(["reconstruct", "-r", run, str(folder.relative_to(shop.work)), "--outdir", out])
     pairs = [(folder / path.name, path) for path in sorted((shop.work / out).glob("*/*.png"))]
     rows = [

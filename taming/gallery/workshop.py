@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from taming.data.examples.photographs import write_photographs
-from taming.program import run_apart, train_apart
+from taming.program import RUN_TIME, run_apart, train_apart
 from taming.shipped import find_config
 
 LANDSCAPES = "data/landscapes"
@@ -85,20 +85,29 @@ class Workshop:
     def transformer(self, name: str, condition: str = "") -> str:
         """The run of gallery/`name`_transformer, on cached codes, with the stages that it needs."""
         assert self.landscapes
-        stages = [f"model.params.first_stage_config={self.trained('vqgan')}"]
+        runs = {"first_stage": self.trained("vqgan")}
         if condition:
-            stages += [f"model.params.cond_stage_config={self.trained(f'{condition}_vqgan')}"]
+            runs["cond_stage"] = self.trained(f"{condition}_vqgan")
+        stages = [f"model.params.{stage}_config={run}" for stage, run in runs.items()]
         if self.small:
             network = "model.params.transformer_config.params"
             stages += [f"{network}.{size}" for size in SMALL_GPT] + ["data.params.batch_size=4"]
         config = str(find_config(f"gallery/{name}_transformer"))
-        codes = f"data/codes_{name}"
+        codes = f"data/codes_{name}{self.later(*runs.values())}"
         self.run(["encode", "--base", config, "--out", codes, "--flips", *stages])
         return self.trained(f"{name}_transformer", *stages, f"data.params.codes={codes}")
 
+    def later(self, *runs: str) -> str:
+        """What names of what is made of runs end in: the times of those before which there was one
+        of the same name, of another recipe."""
+        names = [Path(run).name for run in runs]
+        firsts = [min(self.work.glob(f"logs/{RUN_TIME}{n[len(RUN_TIME) :]}")).name for n in names]
+        pairs = zip(names, firsts, strict=True)
+        return "".join(f"_{n[: len(RUN_TIME) - 1]}" for n, first in pairs if n != first)
+
     def samples(self, subcommand: str, run: str, name: str, flags: Sequence[str]) -> Path:
         """The folder of what a subcommand samples from a run; the same call makes no more."""
-        folder = f"samples/{name}"
+        folder = f"samples/{name}{self.later(run)}"
         seed = ("--seed", str(self.seed))
         self.run([subcommand, "-r", run, "--outdir", folder, *seed, *SAMPLING, *flags])
         return self.work / folder

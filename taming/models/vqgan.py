@@ -217,9 +217,6 @@ class EMAVQ(VQModel):
     """VQModel whose codebook is a moving average of what it encodes (arXiv 1711.00937, A.1).
 
     Beyond VQModel's arguments, `decay` is that of the averages.
-
-    Raises:
-        UserError: for `legacy: false`, and what VQModel refuses.
     """
 
     def __init__(self, *args: Any, decay: FractionBelowOne = 0.99, **kwargs: Any) -> None:
@@ -231,8 +228,7 @@ class EMAVQ(VQModel):
         return {"decay": self._decay}
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
-        if not options.pop("legacy"):
-            raise UserError("EMAVQ's loss has one term, which legacy cannot weigh; leave it out")
+        options.pop("legacy")  # its loss has one term alone, weighed as `legacy: false` does
         return EMAVectorQuantizer(n_embed, embed_dim, 0.25, **options)
 
 

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
-from taming.checkpoint import check_complete, expand_stages, inherit_data
 from taming.config import (
     check_config,
     instantiate_from_config,
@@ -25,14 +24,12 @@ from taming.config import (
     plain,
     without_checkpoint_paths,
 )
-from taming.config_before import keep_dataset_defaults
-from taming.config_files import as_key, entries
 from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.freed_memory import keep_freed_memory
 from taming.limits import check_sizes
 from taming.training.arguments import parse_arguments
-from taming.training.code_checks import check_codes, match_datasets
+from taming.training.code_checks import check_codes
 from taming.training.data_module import (
     DataModuleFromConfig,
     batch_size_of,
@@ -43,9 +40,10 @@ from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.hooks import check_model_hooks
 from taming.training.lengths import check_end, warn_of_start
-from taming.training.messages import few, set_up_messages
+from taming.training.messages import set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.new_options import check_unchanged
+from taming.training.run_configs import KEPT_FLAGS, read_configs
 from taming.training.run_folder import (
     RunFolder,
     check_resumable,
@@ -99,46 +97,6 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
             )
         return resumed_run(args.resume, args.base)
     return new_run(args.name, args.base, args.postfix, args.project)
-
-
-def _read_configs(
-    run: RunFolder, base: Sequence[Path], overrides: Sequence[str]
-) -> tuple[DictConfig, DictConfig]:
-    """The merged config of model and data, and the section `lightning`."""
-    config = load_config(base, overrides, stored=run.stored)
-    if "model" not in config:
-        raise UserError("the configs have no 'model' section: add model.target and model.params")
-    expand_stages(config)
-    if run.resume_from is None:  # a checkpoint has the weights of all parts
-        for folder, taken in inherit_data(config).items():
-            rank_zero_info(f"as in {folder}: {few(taken, 4)}")
-        check_complete(with_codes(config))
-    keep_dataset_defaults(config, new=not run.stored)
-    if taken := match_datasets(config):
-        rank_zero_info(f"the codes are of {few(taken, 2)}")
-    plain(config.get("lightning"))  # all of it is used
-    if run.stored and (base or overrides):
-        _say_changes(config, run)
-    return config, OmegaConf.create(config.pop("lightning", None) or {})
-
-
-def _say_changes(config: DictConfig, run: RunFolder) -> None:
-    """One line: which keys of a resumed run's config are now others, by YAMLs and overrides."""
-    stored = load_config((), stored=run.stored, used=("model",))
-    keep_dataset_defaults(stored, new=False)
-    before, now = _values(stored), _values(config)
-    changes = [f"{key}={now.get(key)}" for key in now | before if now.get(key) != before.get(key)]
-    text = f"with {few(changes, 8)}" if changes else "with its own config, unchanged"
-    rank_zero_info(f"{run.path} goes on {text}")
-
-
-def _values(config: DictConfig) -> dict[str, Any]:
-    pairs = entries(plain(config, allow_missing=True))
-    return {as_key(place): value for place, value in pairs if not isinstance(value, dict | list)}
-
-
-# Flags that a resumed run keeps: in the section `lightning` of its configs.
-KEPT_FLAGS = {"seed": 23, "scale_lr": True, "skip_nonfinite": 0}
 
 
 def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: RunFolder) -> None:
@@ -216,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, flags, overrides = parse_arguments(argv)
     with requests.handled(), one_start():
         run = _open_run(args)
-        config, lightning_config = _read_configs(run, args.base, overrides)
+        config, lightning_config = read_configs(run, args.base, overrides)
         _keep_flags(args, lightning_config, run)
         check_sizes(seed=args.seed, least=0, most=2**32 - 1)
         pl.seed_everything(args.seed, workers=True)

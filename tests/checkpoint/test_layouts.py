@@ -349,6 +349,8 @@ def test_options_of_training_are_no_obstacle(name: str, tmp_path: Path) -> None:
     section["params"] |= {"use_ema": True, "checkpoint_activations": True}
     model = build(section)
     to_layout(model, name, tmp_path / "x.pt")
+    content = torch.load(tmp_path / "x.pt")[LAYOUTS[name].container]
+    assert content.keys() == small_state(name).keys()
     weight = taming.load(tmp_path / "x.pt").encoder.conv_in.weight
     assert torch.equal(weight, model.encoder.conv_in.weight)
 

@@ -233,7 +233,6 @@ def test_ema_state_has_the_published_names() -> None:
             ),
             "decay has no effect beside quantizer_config",
         ),
-        (first_stage_config(VQGAN + "EMAVQ", legacy=False), "which legacy cannot weigh; leave it"),
         (
             {**SEGMENTATION, "params": {**SEGMENTATION["params"], "colorize_nlabels": 7}},
             "colorize_nlabels is 7, but n_labels: 5 says",

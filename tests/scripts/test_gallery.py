@@ -106,3 +106,11 @@ def test_every_picture_is_made(precision: str, tmp_path: Path) -> None:
     main(words)
     assert made["classes"].is_file()
     assert list((outdir / "work" / "logs").iterdir()) == runs  # nothing was trained again
+
+
+def test_what_is_made_of_later_runs_has_names_of_its_own(tmp_path: Path) -> None:
+    for name in ("2026-01-01T00-00-00_vqgan", "2026-01-02T00-00-00_vqgan", "2026-01-03T00-00-00_x"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+    shop = Workshop(tmp_path)
+    assert shop.later("logs/2026-01-01T00-00-00_vqgan", "logs/2026-01-03T00-00-00_x") == ""
+    assert shop.later("logs/2026-01-02T00-00-00_vqgan") == "_2026-01-02T00-00-00"

@@ -31,10 +31,6 @@ def _anything(shapes: Shapes) -> bool:
     return True
 
 
-def _nothing(shapes: Shapes) -> Collection[str]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Layout:
     """A project's way to save its tokenizer.
@@ -54,8 +50,7 @@ class Layout:
             models.
         written: the same as `config` of tensors that were a model of ours, where shapes alone tell
             `config` too little; by default `config`.
-        told_apart: options, by their names in a config, that its code is told apart from files of
-            such shapes.
+        told_apart: options, by their names in a config, that its code is told apart from files.
         container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
@@ -71,7 +66,7 @@ class Layout:
     to_model: Callable[[Tensors], dict[str, Tensor]] = dict
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
     written: Callable[[Shapes], dict[str, Any]] | None = None
-    told_apart: Callable[[Shapes], Collection[str]] = _nothing
+    told_apart: Collection[str] = ()
     container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ The network and its quantizer are those of arXiv 2404.02905.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,19 +73,11 @@ def model_section(shapes: Shapes) -> dict[str, Any]:
 
 
 def _with_some_scales(shapes: Shapes) -> dict[str, Any]:
-    """Likewise, of any number of scales, see `_scales_told_apart`."""
+    """Likewise, of any number of scales, whose sides VAR's code is told apart from its files."""
     n_scales = sizes_in(shapes, HITS, 2)[0]
-    if not _scales_told_apart(shapes):
-        return model_section(shapes)
     section = _section(shapes, n_scales)
     section["params"]["scales"] = list(range(1, n_scales + 1))
     return section
-
-
-def _scales_told_apart(shapes: Shapes) -> Collection[str]:
-    """Sides of scales are told to VAR's code apart from its files, but for numbers of scales that
-    it has itself."""
-    return () if sizes_in(shapes, HITS, 2)[0] in SIDES else ("scales",)
 
 
 def _section(shapes: Shapes, side: int) -> dict[str, Any]:
@@ -127,6 +119,6 @@ LAYOUT = Layout(
     to_model=to_model,
     from_model=from_model,
     written=_with_some_scales,
-    told_apart=_scales_told_apart,
+    told_apart=("scales",),
     container="",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from taming.evaluation.cache import Cache
+from taming.evaluation.metrics.accuracy import LabeledImages
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.small_classifier import (
     register_small_classifier,
@@ -42,17 +45,27 @@ def classifier_extractor(training: ImageSource, folder: Path) -> Extractor:
     """A small classifier of the training images, whose weights are kept in `folder`.
 
     It is of their classes; without classes of groups of similar images. The same images give the
-    same weights, and those that are there are used again.
+    same weights, and those that are there are used again, by a hash of the images in their name.
     """
-    path = folder / WEIGHTS
+    labeled = read_labeled(training, "training images")
+    path = folder / "{0.stem}-{1}{0.suffix}".format(Path(WEIGHTS), hash_of(labeled))
     if not path.is_file():
-        pixels, numbers = map(torch.from_numpy, read_labeled(training, "training images"))
+        pixels, numbers = map(torch.from_numpy, labeled)
         images, labels = pixels.permute(0, 3, 1, 2).contiguous(), numbers.long()
         if len(labels.unique()) < 2 or labels.min() < 0:
             labels = similar_groups(images)
         folder.mkdir(parents=True, exist_ok=True)
         train_small_classifier(images, labels, SEED).save(path)
     return Extractor(register_small_classifier(), ["features"], weights=path)
+
+
+def hash_of(images: LabeledImages) -> str:
+    """The beginning of the SHA-256 of all pixels and labels."""
+    digest = hashlib.sha256()
+    for array in images:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def evaluator_with(extractor: Extractor) -> FirstStageEvaluator:
