@@ -200,6 +200,11 @@ def test_a_published_name_is_downloaded_once(
 def test_a_published_model_that_was_put_there_by_hand() -> None:
     write_run(Path("logs", NAME), first_stage_config())
     assert taming.load(NAME, download=False).quantize.n_e == 12
+    config = unconditional_config()
+    state = build(config).state_dict()
+    config["params"]["first_stage_config"] = NAME
+    write_run(Path("logs/run"), config, state)
+    assert taming.load("logs/run").first_stage_model.quantize.n_e == 12
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_what_cannot_be_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     hub.token = "secret"
     Path("two").mkdir()
     for file in ("b.safetensors", "a.safetensors"):
-        Path("two", file).touch()
+        Path("two", file).write_bytes(b"many")
     hub.add("me/two", Path("two"))
     for name, message in (
         ("hf:me/gone", "there is no hf:me/gone on the hub, or it is private; check the name, or"),

@@ -140,6 +140,15 @@ def test_the_runs_in_logs_are_there_to_choose(monkeypatch: pytest.MonkeyPatch) -
     assert "did you mean '3_none'?" in as_read(page.warning[0].value)
 
 
+def test_a_published_model_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that the command line gives, and not by its folder in logs/ as well."""
+    name = "cin_transformer"
+    tiny_run(Path("logs/2021-04-03T19-39-50_cin_transformer"))
+    page = app(monkeypatch, Path(name), "-b", str(write_data(Path("data.yaml"))))
+    assert not page.error and linked(page)["run"] == name
+    assert "run" not in [box.key for box in page.selectbox]  # there is nothing to choose
+
+
 # ---------------------------------------------------------------------- history, comparison
 
 

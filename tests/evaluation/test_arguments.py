@@ -32,6 +32,7 @@ from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny
 from tests.kit.images import image_folder, write_images
@@ -172,6 +173,19 @@ def test_configs_of_nothing_are_refused(tmp_path: Path, more: list[str], message
     args, sets, overrides = parsed(str(image_folder(tmp_path / "images", 1)), *more)
     with pytest.raises(UserError, match=message):
         open_sets(sets, args, overrides, CPU)
+
+
+def test_the_name_of_a_published_model_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "cin_transformer"
+    args, sets, overrides = parsed(name, "-n", "1")
+    with pytest.raises(UserError, match=f"at {name}; fetch it with"):
+        open_sets(sets, args, overrides, CPU)
+    run = tiny_run(Path("logs/2021-04-03T19-39-50_cin_transformer"))
+    (found,) = open_sets(sets, args, overrides, CPU)
+    assert isinstance(found, RunSource) and found.run.folder == run
 
 
 def test_networks_for_manifolds_are_a_flag_where_there_are_such_metrics() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from taming.errors import UserError
 from taming.guidance import GuideSettings, Objective, guide, load_clip, text_targets
 from taming.guidance.clip import OpenClip
-from taming.guidance.clip_files import known_hash
+from taming.guidance.clip_files import _cached, known_hash
 from taming.guidance.cutouts import CutSettings
 from tests.kit.extractor import _tree
 from tests.kit.guidance import CLIP_CONFIG, write_clip
+from tests.kit.hub import serve_hub
 from tests.kit.models import build, first_stage_config
 from tests.support import ROOT, Malicious
 
@@ -277,12 +280,22 @@ def test_a_text_of_which_the_end_is_not_read(
     torch.testing.assert_close(more[1:], read)
 
 
-def test_the_command_that_fetches_the_usual_weights_is_in_the_documents(
+def test_the_documented_command_puts_the_weights_where_they_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """It is also the one that the error names; here a stand-in for the hub answers it."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(UserError) as caught:
-        load_clip()
-    (command,) = re.findall("`(hf download .*?)`", str(caught.value))
-    assert f"\n{command}\n" in (ROOT / "docs/guidance.md").read_text()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/open_clip_model.safetensors").write_bytes(b"weights")
+    tags = {tag: open_clip.get_pretrained_cfg("ViT-B-32", tag) for tag in ("openai", "laion2b_e16")}
+    with serve_hub(tmp_path / "cache") as hub:
+        with pytest.raises(UserError) as caught:
+            load_clip()
+        (command,) = re.findall("`(hf download .*?)`", str(caught.value))
+        assert f"\n{command}\n" in (ROOT / "docs/guidance.md").read_text()
+        hub.add(command.split()[2], tmp_path / "files")
+        program = Path(sys.executable).with_name("hf")
+        environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        subprocess.run([program, *command.split()[1:]], env=environment, check=True)
+        path, tag = _cached("ViT-B-32", tags)
+    assert (path.read_bytes(), tag) == (b"weights", "openai")
