@@ -111,7 +111,7 @@ def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
     """Which tokens of the image, without those that are added around it, are kept: bool (h, w)."""
     size = (photo.picture.shape[2], photo.picture.shape[3])
     if own.keep is not None:
-        return keep_mask(own.keep, size, factor, original=photo.original)
+        return keep_mask(own.keep, size, factor, original=photo.given)
     if not any(parse_pad(own.pad, factor)):
         raise UserError("say what to keep with --keep, or how far to go beyond it with --pad")
     return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)

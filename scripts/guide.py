@@ -145,7 +145,7 @@ class Starts:
         if own.mask is None:
             return plain
         size = (sides[0], sides[1])
-        free, changed = changed_mask(own.mask, size, factor, photo.original)
+        free, changed = changed_mask(own.mask, size, factor, photo.given)
         return replace(plain, free=free, changed=changed)
 
     def __call__(self, number: int) -> Start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,14 @@ class Photo:
     original: Sizes | None = None
     reduced_to: Sizes | None = None
     cut_off: Sizes = (0, 0)
+
+    @property
+    def given(self) -> Sizes | None:
+        """(height, width) of the user's image, in whose pixels boxes and masks are, if it has been
+        reduced or cut off."""
+        height, width = self.picture.shape[2:]
+        rows, columns = self.cut_off
+        return self.original or ((height + rows, width + columns) if any(self.cut_off) else None)
 
 
 def read_photo(
@@ -67,7 +76,7 @@ def keep_mask(
         size: (H, W) in pixels, multiples of `factor`.
         read_files: whether an image file may be named; others than the user may not.
         original: (H, W) of the image before it was reduced to cover `size`, and the rest cut off:
-            boxes and files are in its pixels.
+            boxes and files are in its pixels; files may also be in those of `size`.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
@@ -128,7 +137,7 @@ def _marked(
         return _within(_half(region, size, factor), size)
     before = original or size
     if given:
-        return _read_mask(Path(region), before, meaning)
+        return _read_mask(Path(region), (before, size), meaning)
     return _within(_box(region, before, meaning), before)
 
 
@@ -143,7 +152,10 @@ def _once_reduced(original: tuple[int, int] | None, size: tuple[int, int]) -> st
     if original is None:
         return ""
     before, now = (f"{width} x {height}" for height, width in (original, size))
-    return f" once the image is reduced: boxes and masks are in its own {before} pixels, not {now}"
+    return (
+        " once the image is reduced or cut off: boxes and masks are in its own "
+        f"{before} pixels, not {now}"
+    )
 
 
 def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
@@ -174,12 +186,12 @@ def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int,
     }[name]
 
 
-def _read_mask(path: Path, size: tuple[int, int], meaning: _Meaning) -> Tensor:
+def _read_mask(path: Path, sizes: Sequence[Sizes], meaning: _Meaning) -> Tensor:
     values = torch.from_numpy(read_pixels(path, "mask").copy())
-    if tuple(values.shape) != tuple(size):
-        height, width = values.shape
+    if tuple(values.shape) not in sizes:
+        (height, width), (rows, columns) = values.shape, sizes[0]
         raise UserError(
-            f"the mask {path} has {width} x {height} pixels, the image {size[1]} x {size[0]}"
+            f"the mask {path} has {width} x {height} pixels, the image {columns} x {rows}"
         )
     if not ((values < 32) | (values > 223)).all():
         raise UserError(

@@ -196,6 +196,24 @@ def test_boxes_and_masks_are_of_the_photograph(run: Path, photo: Path, tmp_path:
     assert kept[0][..., 4:].abs().max() < 0.01
 
 
+def test_masks_of_an_image_that_fills_no_whole_tokens_are_its_own(
+    run: Path, photo: Path, tmp_path: Path
+) -> None:
+    """9 rows, of which the last one is cut off; a mask without it will do as well."""
+    cut = tmp_path / "cut.png"
+    Image.open(photo).resize((12, 9)).save(cut)
+    kept = []
+    for rows in (9, 8):
+        mask = np.zeros((rows, 12), np.uint8)
+        mask[:, :4] = 255
+        Image.fromarray(mask).save(tmp_path / f"{rows}.png")
+        flags = ("--keep", str(tmp_path / f"{rows}.png"), "--condition", "2", "-n", "1")
+        root = complete(run, cut, tmp_path / f"of_{rows}", *flags, "--full_size")
+        kept.append(read_picture(root / "kept.png"))
+    assert torch.equal(*kept) and kept[0][..., :4].abs().max() > 0.01
+    assert kept[0].shape[2:] == (8, 12)
+
+
 def test_a_box_too_small_for_the_reduced_photograph(
     run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,7 +221,10 @@ def test_a_box_too_small_for_the_reduced_photograph(
         complete(run, photo, tmp_path / "out", "--keep", "0,0,8,8", "--condition", "2")
     said = capsys.readouterr()
     assert said.out == "the image of 64 x 48 pixels is reduced; --full_size keeps its size\n"
-    assert "once the image is reduced: boxes and masks are in its own 64 x 48 pixels" in said.err
+    assert (
+        "once the image is reduced or cut off: boxes and masks are in its own 64 x 48 pixels"
+        in said.err
+    )
     with pytest.raises(SystemExit):
         complete(run, photo, tmp_path / "out", "--keep", "0,0,99,8", "--condition", "2")
     assert "not inside of the image, 0,0,64,48 in its own pixels" in capsys.readouterr().err
