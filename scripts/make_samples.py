@@ -33,7 +33,6 @@ from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items
-from taming.sampling.sizes import trained_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling, settings = own.sampling, own.sampling.settings
     model, run, step, dtype = own.data.load(arguments)
-    check_settings(model, settings, trained_shape(model))  # other sizes allow no more
     dataset = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k_name}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "samples_of_data") / name
@@ -96,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch_size = folder.batch_size_for(dtype, sampling.batch_size, most)
     inputs_of = partial(inputs_of_item, model, dataset)
     numbers, hashes_of = missing(most, folder, inputs_of), dict[int, str]()
+    for number in numbers[:1]:  # before anything is written or a line begun
+        check_settings(model, settings, inputs_of(number).shape)
 
     def request_of(inputs: SampleInputs) -> Request:
         hashes_of[inputs.number] = inputs.condition_hash

@@ -88,9 +88,9 @@ def test_orders_of_other_images_are_refused_before_anything_is_written(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scenes = {"target": "tests.kit.datasets.Scenes", "params": {"length": 2}}
+    labeled = {"target": "tests.scripts.test_figures.Labeled", "params": {}}
     config = transformer_config({"target_positions": True}, order="random")
-    run = tiny_run(tmp_path / "run", config, validation=scenes)
+    run = tiny_run(tmp_path / "run", config, validation=labeled)
     sized = ["--height", "8", "--width", "8", "--keep", "top-half", "--condition", "1"]
     with pytest.raises(SystemExit):
         if script == "complete":
