@@ -269,7 +269,7 @@ def test_every_number_in_a_config_has_its_range() -> None:
     named += [ConstantSchedule, LinearSchedule, CosineSchedule]
     inside = {"SeededDataset", "EmbeddingEMA", "CausalSelfAttention", "Block"}
     inside |= {"EqualizedConv", "ResidualBlock", "Attention", "MLP", "PatchEmbedding", "ViT"}
-    inside |= {"IdleCodes", "ScaleRevival", "Phi"}
+    inside |= {"IdleCodes", "ScaleRevival", "Phi", "PreciseConv2d"}
     bare = [
         f"{entry.__name__}.{name}"
         for entry in named

@@ -26,7 +26,7 @@ from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.training.cli import _read_configs
+from taming.training.run_configs import read_configs
 from taming.training.run_folder import RunFolder, resumed_run
 from tests.kit.images import ramps, write_image, write_turned
 from tests.kit.models import FIRST_STAGE
@@ -195,11 +195,11 @@ def test_stored_configs_of_runs_are_read_as_they_were_meant(tmp_path: Path) -> N
     stored = run_config(find_run(run)).data.params.validation
     assert stored.params.exif == "ignore"
     assert DatasetSource(find_run(run).configs).section["params"]["exif"] == "ignore"
-    resumed, _ = _read_configs(resumed_run(run, []), [], [])
+    resumed, _ = read_configs(resumed_run(run, []), [], [])
     assert resumed.data.params.validation.params.exif == "ignore"
     base = tmp_path / "mine.yaml"
     OmegaConf.save(OmegaConf.load(find_run(run).configs[0]), base)
-    fresh, _ = _read_configs(RunFolder(tmp_path / "new", (base,)), [base], [])
+    fresh, _ = read_configs(RunFolder(tmp_path / "new", (base,)), [base], [])
     assert fresh.data.params.validation.params.exif == "apply"
     assert "exif" not in DatasetSource(base).section["params"]  # which is "apply"
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch import nn
 
 from taming.errors import UserError
-from taming.training import cli, run_folder, trainer
+from taming.training import cli, run_configs, run_folder, trainer
 from taming.training.callbacks import NamedModel, SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
@@ -214,18 +214,15 @@ def test_rates_are_scaled_by_all_items_of_a_step() -> None:
 def test_changes_of_a_resumed_run_are_said(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, count: int, end: str
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(cli, "rank_zero_info", said.append)
-    monkeypatch.setattr(cli, "keep_dataset_defaults", lambda *_, **__: None)
+    monkeypatch.setattr(run_configs, "keep_dataset_defaults", lambda *_, **__: None)
     before = {f"k{number}": 0 for number in range(10)}
-    monkeypatch.setattr(cli, "load_config", lambda *_, **__: conf(model=before))
+    monkeypatch.setattr(run_configs, "load_config", lambda *_, **__: conf(model=before))
     for changed, more in ((count, None), (8, None), (9, "and 1 more"), (10, "and 2 more")):
-        said.clear()
         now = before | {f"k{number}": 1 for number in range(changed)}
-        cli._say_changes(conf(model=now), run)
-        assert said[0].startswith(f"{run.path} goes on with ")
-        assert said[0].endswith(more or (end if changed < 2 else "=1"))
-        assert said[0].count("=1") == min(changed, 8)
+        said = run_configs._changes(conf(model=now), run)
+        assert said.startswith("with ")
+        assert said.endswith(more or (end if changed < 2 else "=1"))
+        assert said.count("=1") == min(changed, 8)
 
 
 def test_a_finished_run_says_how_to_train_it_further(monkeypatch: pytest.MonkeyPatch) -> None:
