@@ -20,6 +20,7 @@ from taming import program
 from taming.evaluation.tasks import quantizers
 from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, table_rows
 from taming.shipped import find_config
+from taming.training import run_folder
 from taming.training.cli import main as train
 from tests.training.test_logged_times import write_start
 
@@ -49,6 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(words[words.index("-n") + 1] if "-n" in words else words[2])
         quick = ["--limit_val_batches", "1"]
         monkeypatch.setattr(sys, "argv", ["main.py"])
+        monkeypatch.delenv(run_folder._TIME_VARIABLE, raising=False)  # as a process of its own has
         train([*words[1:], *quick])
 
     monkeypatch.setattr(program, "run_apart", run)
