@@ -24,7 +24,7 @@ from taming.evaluation.model_card import Card, results_of
 from taming.export.publishing import own_paths, published_config, upload, write_repository
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.requests import sampling_script
-from taming.shipped import SCRIPTS
+from taming.shipped import subcommand_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,20 +49,26 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_card(
-    args: argparse.Namespace, model: nn.Module, run: Run, step: int, config: dict[str, object]
+    args: argparse.Namespace,
+    name: HubName,
+    run: Run,
+    step: int,
+    config: dict[str, object],
+    *,
+    subcommand: str,
 ) -> Card:
     results, others = results_of(run.folder, file_hash(run.checkpoint))
     for file in others:
         print(f"left out: {run.folder / file} is of another checkpoint")
     return Card(
-        repository_of(args),
+        name,
         config,
         run.folder.resolve().name,
         step,
         results,
         license=args.license,
         tags=args.tags,
-        subcommand=subcommand_for(model),
+        subcommand=subcommand,
     )
 
 
@@ -78,8 +84,7 @@ def subcommand_for(model: nn.Module) -> str:
     """With which `taming` uses a model."""
     if not isinstance(model, Net2NetTransformer):
         return "reconstruct FOLDER"
-    subcommands = {script: subcommand for subcommand, script in SCRIPTS.items()}
-    return subcommands[sampling_script(model)]
+    return subcommand_of(sampling_script(model))
 
 
 @command
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = published_config(run_config(run, args.base, used=["model"]))
     if paths := own_paths(config):
         print(f"config.yaml names folders of this machine: {', '.join(paths)}")
-    card = make_card(args, model, run, step, config)
+    card = make_card(args, name, run, step, config, subcommand=subcommand_for(model))
     if args.dry_run is not None:
         write_repository(args.dry_run, model, config, card.text())
         print(f"what would be uploaded to {name} is in {args.dry_run}")

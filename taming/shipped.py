@@ -58,11 +58,14 @@ def shipped(folder: str) -> Path:
 def script(name: str) -> str:
     """How messages call a script: `scripts/sample_fast.py` in a clone, which has it, and else
     `taming sample`. "main" is main.py."""
-    package = Path(__file__).parent
-    if shipped("scripts").parent == package:
-        subcommands = {own: subcommand for subcommand, own in SCRIPTS.items()}
-        return f"taming {TRAIN if name == MAIN else subcommands[name]}"
+    if shipped("scripts").parent == Path(__file__).parent:
+        return f"taming {subcommand_of(name)}"
     return "main.py" if name == MAIN else f"scripts/{name}.py"
+
+
+def subcommand_of(name: str) -> str:
+    """The subcommand of `taming` that is a script, or main.py."""
+    return next((own for own, script_name in SCRIPTS.items() if script_name == name), TRAIN)
 
 
 def run_script(name: str) -> str:

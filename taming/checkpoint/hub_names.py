@@ -26,7 +26,7 @@ _CONFIGS = ("*.yaml", "*.yml", CONFIG)
 _BELOW = "*/*"  # parts of pipelines of several models
 _PART = r"(?![\w.-]*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([^\s@]+))?", re.ASCII)
-MOST_REASON = 200  # characters of what the server says
+_MOST_REASON = 200  # characters of what the server says
 _LATER = (408, 425, 429)  # statuses of servers that are busy, beside those from 500
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 # Of the libraries that talk to servers, of which huggingface_hub has used several.
@@ -240,9 +240,14 @@ def _explanation(error: Exception, name: HubName, cached_only: bool) -> str | No
     return found
 
 
+def said_by_server(text: str) -> str:
+    """A server's reason as a part of one sentence."""
+    return shortened(" ".join(text.split()).rstrip("."), _MOST_REASON)
+
+
 def _refusal(name: HubName, status: int, reason: str) -> str:
     """What the hub's server says that it does not do."""
-    reason = shortened(" ".join(reason.split()).rstrip("."), MOST_REASON)
+    reason = said_by_server(reason)
     said = f"{status}: {reason}" if reason else str(status)
     if status in _LATER or status >= 500:
         return f"{name}: the hub answers {said}; try again later"

@@ -14,14 +14,14 @@ from torch import nn
 
 from taming.atomic_files import write_text
 from taming.checkpoint.hub_names import (
-    MOST_REASON,
     HubName,
     endpoint,
     explained,
     require_library,
+    said_by_server,
 )
 from taming.config import without_checkpoint_paths
-from taming.errors import UserError, shortened
+from taming.errors import UserError
 from taming.export.weights import save_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
@@ -123,7 +123,7 @@ def _check_card(name: HubName, card: str, server: str) -> None:
     try:
         hf_raise_for_status(answer)
     except BadRequestError as error:
-        reason = shortened(" ".join((error.server_message or "").split()), MOST_REASON)
+        reason = said_by_server(error.server_message or "")
         raise UserError(
             f"{name}: the hub does not take the model card ({reason}); give --license and --tags "
             "as it calls them"
