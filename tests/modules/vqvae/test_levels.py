@@ -30,6 +30,16 @@ MADE: dict[str, Any] = {
     "grouped": lambda: GroupedQuantizer(2, COSINE),
     "grouped residual": lambda: GroupedQuantizer(2, RESIDUAL, e_dim=4),
 }
+# The library's residual quantizers, as ours are: learned by gradients, without its own additions.
+LIBRARY: dict[str, Any] = {
+    "dim": 4,
+    "num_quantizers": 3,
+    "codebook_size": 6,
+    "learnable_codebook": True,
+    "ema_update": False,
+    "rotation_trick": False,
+    "commitment_weight": 1.0,
+}
 DEPTH = {"residual": 3, "shared": 3, "grouped": 2, "grouped residual": 6}
 
 
@@ -90,14 +100,8 @@ def test_equals_the_library(z: Tensor, shared: bool) -> None:
     loss_gradients = []
     for fraction in (0.0, 1.0):
         theirs = ResidualVQ(
-            dim=4,
-            num_quantizers=3,
-            codebook_size=6,
-            learnable_codebook=True,
-            ema_update=False,
-            rotation_trick=False,
+            **LIBRARY,
             shared_codebook=shared,
-            commitment_weight=1.0,
             quant_grad_frac=fraction,
         )
         for level, layer in enumerate(theirs.layers):
@@ -129,14 +133,8 @@ def test_groups_equal_the_library(z: Tensor, fraction: float) -> None:
     """Whose losses are one for each group and level; gradients are as above."""
     ours = build("grouped residual")
     theirs = GroupedResidualVQ(
-        dim=4,
+        **LIBRARY,
         groups=2,
-        num_quantizers=3,
-        codebook_size=6,
-        learnable_codebook=True,
-        ema_update=False,
-        rotation_trick=False,
-        commitment_weight=1.0,
         quant_grad_frac=fraction,
     )
     pairs = []
