@@ -83,6 +83,9 @@ def main() -> None:
             training_step(model, images, nullcontext)
         ),
     }
+    if args.precision == "bf16":
+        step = with_written_out_attention(training_step(model, images, cast))
+        steps["textbook on images, bf16"] = step
     seconds = interleaved(steps, device, args.rounds)
     medians = {name: row["median"] for name, row in seconds.items()}
     ratios = {name: round(median / medians["codes"], 3) for name, median in medians.items()}
@@ -90,6 +93,7 @@ def main() -> None:
         print(f"{name}: {median:.4f} s, {ratios[name]} times that of codes")
     if not args.no_results:
         report = {**vars(args), "config": Path(args.config).name, "seconds": seconds}
+        report["dtype"] = args.precision  # of the candidates that do not name another
         name = f"codes-{Path(args.config).stem}-{args.precision}"
         print(f"written to {write_results(name, device, {**report, 'ratios': ratios})}")
 

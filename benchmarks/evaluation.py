@@ -192,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        sizes = {"images": args.images, "batch_size": args.batch_size, "cdist_computed": COMPUTED}
+        sizes = {"images": args.images, "batch_size": args.batch_size, "rounds": 1}
+        sizes["cdist_computed"] = COMPUTED
         for found in measure(args.images, args.batch_size):
             write_results("evaluation-memory", torch.device("cpu"), {**sizes, "networks": found})
 

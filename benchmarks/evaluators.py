@@ -177,7 +177,8 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"one pass for {name} takes {ratio:.2f} of the time of one pass each")
     if not args.no_results:
-        about = {"images": args.images, "rounds": args.rounds, "batch_size": args.batch_size}
+        about: dict[str, Any] = {"images": args.images, "rounds": args.rounds}
+        about |= {"batch_size": args.batch_size, "dtype": "fp32"}
         path = write_results("evaluators", CPU, {**about, "share": ratios, "seconds": times})
         print(f"{path.name} is in {path.parent}")
 

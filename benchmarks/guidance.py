@@ -141,7 +141,7 @@ def main() -> None:
     ratio = round(medians["plain loop"] / medians["taming.guidance"], 3)
     print(f"{ratio} times the steps of the plain loop")
     if not args.no_results:
-        facts = {"size": 128, **vars(args), "seconds": seconds, "ratio": ratio}
+        facts = {"size": 128, **vars(args), "dtype": "fp32", "seconds": seconds, "ratio": ratio}
         print(f"written to {write_results(f'guidance-{args.guide}', device, facts)}")
 
 

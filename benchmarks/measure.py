@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +91,13 @@ def resident_bytes(device: torch.device, peak: bool = False) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far, and give back what is free: it would be used again, and not seen."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        with suppress(AttributeError, OSError):  # of other libraries than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -116,7 +123,13 @@ def synchronise(device: torch.device) -> None:
 
 
 def write_results(name: str, device: torch.device, results: Mapping[str, Any]) -> Path:
-    """Write `results/<name>-<device>.json` with the hardware beside the figures."""
+    """Write `results/<name>-<device>.json` with the hardware beside the figures.
+
+    Raises:
+        ValueError: if `results` do not say how many `rounds` were measured.
+    """
+    if not results.get("rounds"):
+        raise ValueError(f"{name}: how many rounds were measured?")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device.type}.json"
     path.write_text(json.dumps({"hardware": hardware(device), **results}, indent=2) + "\n")

@@ -173,8 +173,8 @@ def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, 
     weights = sum(p.numel() * p.element_size() for p in gpt.parameters())
     prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
     engine(gpt, prompt, gpt.pos_emb.dtype)()  # stacks or packs weights, loads kernels
-    before = resident_bytes(device)
     reset_peak(device)
+    before = resident_bytes(device)
     engine(gpt, prompt, gpt.pos_emb.dtype)()
     taken = resident_bytes(device, peak=True) - before
     config = gpt.config
@@ -197,9 +197,10 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
             "engine": engine(sampling_gpt, prompt, dtype, args.compile)
         }
         if not args.alone:
+            fp32 = "" if dtype == torch.float32 else ", fp32"
             candidates |= {
-                "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
-                "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
+                f"published{fp32}": partial(concatenating, gpt, prompt, shape.tokens, Published),
+                f"per layer{fp32}": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
             }
         if device.type == "cpu":
             plain = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device)
@@ -315,7 +316,8 @@ def main() -> None:
     args = parser.parse_args()
     device = choose_device(args.device)
     shape, grid = SIZES[args.size]
-    report: dict[str, Any] = {"precision": args.precision, "compiled": args.compile}
+    report: dict[str, Any] = {name: getattr(args, name) for name in ("rounds", "precision")}
+    report |= {"compiled": args.compile, "dtype": str(choose_dtype(args.precision, device))}
     if args.only in (None, "steps"):
         report["steps"] = {"shape": asdict(shape), **measure_steps(args, shape, device)}
     if args.only in (None, "parallel") and not args.alone:
@@ -324,8 +326,8 @@ def main() -> None:
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     report["kernels"] = dict(choices)
     if not args.no_results:
-        alone = "alone" if args.alone else None
-        name = filter(None, ("sampling", args.size, args.precision, alone, args.only))
+        compiled, alone = "compiled" * args.compile, "alone" * bool(args.alone)
+        name = filter(None, ("sampling", args.size, args.precision, compiled, alone, args.only))
         path = write_results("-".join(name), device, report)
         print(f"written to {path}")
 

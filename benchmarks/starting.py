@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = interleaved(calls, torch.device("cpu"), options.rounds, warmup=1)
     for text, figures in sorted(seconds.items()):
         print(f"{text:32}" + ", ".join(f"{key} {value:.2f} s" for key, value in figures.items()))
-    path = write_results("starting", torch.device("cpu"), {"seconds": seconds})
+    report = {"rounds": options.rounds, "seconds": seconds}
+    path = write_results("starting", torch.device("cpu"), report)
     print(f"written to {path}")
 
 

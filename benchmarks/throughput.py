@@ -122,6 +122,7 @@ def measured(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     peak = peak_of(device)
     report = {
         **{name: value for name, value in vars(args).items() if name != "no_results"},
+        "dtype": "bf16",
         "seconds_of_first_step": first,
         "seconds_a_step": seconds,
         "images_per_second": rate,
@@ -135,6 +136,15 @@ def measured(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if args.profile:
         print(kernels(step, device))
     return report
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Of the result: that of the paper's model, which the README and docs/scaling.md show, is the
+    default's alone."""
+    other = [Path(args.config).stem] if args.config else []
+    other += [f"{args.size}px"] if args.size else []
+    other += ["eager"] * args.eager + ["changed"] * bool(args.overrides)
+    return "-".join(["throughput", args.model, *other])
 
 
 @command
@@ -155,7 +165,7 @@ def main() -> None:
     device = choose_device(args.device)
     report = measured(args, device)
     if not args.no_results:
-        print(f"written to {write_results(f'throughput-{args.model}', device, report)}")
+        print(f"written to {write_results(name_of(args), device, report)}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from taming.user_files import with_home
 from taming.weight_choice import EMA, INT8, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
-
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -72,13 +71,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"prog": self.program, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self._read(super().parse_known_args, args, namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Some versions of Python call the other from here, those since 3.12.7 do not.
+        return self._read(super().parse_known_intermixed_args, args, namespace)
+
+    def _read(self, parse: Callable[..., Any], args: Any, namespace: Any) -> Any:
         if Parser.asked is not None:
             Parser.asked.append(self)
             raise _Asked
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
         words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
-        namespace, rest = super().parse_known_args(words, namespace)
+        namespace, rest = parse(words, namespace)
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
         weights, parts = values.get("weight_set"), tuple(values.get("weight_parts", ()))
@@ -192,11 +198,10 @@ def _parse_names(text: str) -> list[str]:
 
 def parse_switch(text: str) -> bool:
     """True or False of yes/no, true/false, t/f, y/n, 1/0."""
-    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    if text.lower() not in words:
+    on, off = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+    if text.lower() not in (*on, *off):
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
-    return words[text.lower()]
+    return text.lower() in on
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -210,9 +215,8 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_numbers(text: str) -> tuple[int, ...]:
     """Numbers of a comma list (a trailing comma is fine), without repetitions."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not part.isdecimal():
-            raise UserError(f"a list takes numbers such as 0,1,7, not '{part}'")
+    if others := [part for part in parts if not part.isdecimal()]:
+        raise UserError(f"a list takes numbers such as 0,1,7, not '{others[0]}'")
     if not parts:
         raise UserError("the list of numbers is empty; leave the flag out instead")
     return tuple(dict.fromkeys(int(part) for part in parts))
@@ -236,17 +240,13 @@ class Flag:
 
 def flag(default: Any, help: str, *names: str, **options: Any) -> Any:
     """A field of a frozen dataclass that is a command-line flag as well; `options` are of `Flag`.
-
-    With `default=MISSING` (of `dataclasses`) the flag is required.
-    """
+    With `default=MISSING` (of `dataclasses`) the flag is required."""
     return field(default=default, metadata={"flag": Flag(help, names, **options)})
 
 
 def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
-    """A flag `--<field>` for every `flag` field of the dataclass, and of dataclasses inside it.
-
-    `defaults` are other default values than the fields'.
-    """
+    """A flag `--<field>` for every `flag` field of the dataclass, and of dataclasses inside it;
+    `defaults` are other default values than the fields'."""
     hints = typing.get_type_hints(settings)
     for entry in fields(settings):
         if is_dataclass(kind := hints[entry.name]) and isinstance(kind, type):

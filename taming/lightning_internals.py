@@ -266,10 +266,10 @@ def divide_over_all(strategy: ModelParallelStrategy) -> None:
     strategy._tensor_parallel_size = 1
 
 
-def leave_out_of_ddp(module: nn.Module, parameters: Sequence[str]) -> None:
-    """Have DistributedDataParallel ignore the parameters of these names."""
+def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
+    """Have DistributedDataParallel ignore the parameters and buffers of these names."""
     # torch's own name for it, which has no public setter.
-    module._ddp_params_and_buffers_to_ignore = list(parameters)  # type: ignore[assignment]
+    module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
 
 
 def uncounted(trainer: pl.Trainer, optimizer: LightningOptimizer) -> LightningOptimizer:
@@ -286,10 +286,7 @@ def count_step(optimizer: LightningOptimizer) -> None:
 @contextmanager
 def one_scale(trainer: pl.Trainer) -> Iterator[None]:
     """Within it, the scaler of float16 keeps its scale, and follows all steps together at the end.
-
-    Lightning changes the scale with every optimizer's step. Of two that are stepped in turn, the
-    second may have gradients from earlier batches, which have the scale from before.
-    """
+    With Lightning's changes after each, earlier batches' gradients could have another scale."""
     scaler = scaler_of(trainer)
     if scaler is None:
         yield
@@ -310,10 +307,14 @@ def scaler_of(trainer: pl.Trainer) -> GradScaler | None:
     return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
 
+def unscales_itself(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes the scale of float16 out of its gradients, in its step."""
+    return scaler_of(trainer) is not None and _optimizer_handles_unscaling(optimizer)
+
+
 def clip_gradients(trainer: pl.Trainer, optimizer: Optimizer, value: float, by: str) -> None:
     """Clip by "norm" or "value" where Lightning calls a model to do so, before a step: the scale is
-    out of the gradients, but for optimizers in one kernel, which Lightning refuses to clip. These
-    would take it out themselves, unless they are told."""
+    out of the gradients, but for optimizers that would take it out later, unless they are told."""
     scaler = scaler_of(trainer)
     if scaler is not None and _optimizer_handles_unscaling(optimizer):
         scaler.unscale_(optimizer)

@@ -223,11 +223,16 @@ def test_flags_that_are_repeated() -> None:
     assert points() == ("z",) and points("--points", "a", "--points", "b,c") == ("z", "a", "b,c")
 
 
-def test_which_weights_are_loaded_holds_from_the_parsing_on() -> None:
+WAYS_TO_PARSE = ("parse_args", "parse_known_args", "parse_intermixed_args")
+WAYS_TO_PARSE += ("parse_known_intermixed_args",)
+
+
+@pytest.mark.parametrize("way", WAYS_TO_PARSE)
+def test_which_weights_are_loaded_holds_from_the_parsing_on(way: str) -> None:
     def chosen(*argv: str) -> WeightChoice:
         parser = Parser()
         add_weight_flags(parser)
-        parser.parse_args(argv)
+        getattr(parser, way)(argv)
         return weight_choice()
 
     for argv, expected in (
@@ -268,13 +273,14 @@ def test_overrides_may_follow_the_files_of_base(
     assert parse(parser, ["model.path=a=b"])[1] == ["model.path=a=b"]
 
 
-def test_the_users_folder_is_known_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["parse_args", "parse_intermixed_args"])
+def test_the_users_folder_is_known_by_its_sign(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     parser = Parser()
     parser.add_argument("--outdir")
     parser.add_argument("folder")
     for words in (["--outdir=~/out", "~/in"], ["--outdir", "~/out", "~/in"]):
-        args = parser.parse_args(words)
+        args = getattr(parser, way)(words)
         assert (args.outdir, args.folder) == ("/home/ada/out", "/home/ada/in")
     assert parser.parse_args(["a~b"]).folder == "a~b"
 

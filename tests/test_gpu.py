@@ -18,7 +18,7 @@ import torch
 
 from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
-from taming.checkpoint.shards import has_shards
+from taming.checkpoint.shards import filled, has_shards
 from taming.config import instantiate_from_config
 from taming.distributed import disconnect
 from taming.lightning_internals import scaler_of
@@ -26,6 +26,7 @@ from taming.modules.diffusionmodules.layers import fuses
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.discriminator.vit import ViT
 from taming.modules.gpu_kernels import _works, runs_triton
+from taming.modules.transformer.gpt import Block
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.transformer.own_methods import one_pass_logits
 from taming.modules.transformer.token_choice import sample_token
@@ -335,7 +336,6 @@ def run_with_validation(folder: Path, base: str, *changes: str) -> tuple[set[str
 def test_a_run_with_channels_last_is_by_the_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its blocks are not compiled, as `compile` would find in another way."""
     from taming.modules.diffusionmodules import fused
 
     _works.cache_clear()
@@ -377,14 +377,28 @@ def test_a_run_with_averages_and_a_discriminator_on_frozen_features(tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about one process
-def test_a_run_in_shards(tmp_path: Path) -> None:
+def test_a_run_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are gathered in bfloat16, and kept in float32."""
+    own, seen = Block.forward, set()
+
+    def noted(block: Block, *arguments: Any, **options: Any) -> Any:
+        seen.update(parameter.dtype for parameter in block.parameters())
+        return own(block, *arguments, **options)
+
+    monkeypatch.setattr(Block, "forward", noted)
     base = write_transformer(tmp_path)
     model = "model.params.{}_config.params.{}".format
     changes = [model("first_stage", "ckpt_path=null"), model("transformer", "vocab_size=64")]
     flags = ("--strategy", "fsdp2", "--precision", "bf16-mixed", "--gradient_clip_val", "1")
     names, checkpoint = run_with_validation(tmp_path, base, *flags, *changes)
     assert {"val/loss", "train/loss"} <= names and has_shards(checkpoint)
-    assert checkpoint["global_step"] == 2
+    assert checkpoint["global_step"] == 2 and seen == {torch.bfloat16}
+    [last] = tmp_path.glob("logs/*/checkpoints/last.ckpt")
+    state = filled(checkpoint, last)["state_dict"]
+    weights = {n: t for n, t in state.items() if n.startswith("transformer.blocks.0.")}
+    assert {tensor.dtype for tensor in weights.values()} <= {torch.float32, torch.bool}
+    moved = state["transformer.blocks.0.ln1.weight"]  # from the ones that it began with
+    assert moved.isfinite().all() and 0 < (moved - 1).abs().max() < 1e-3
 
 
 def test_a_transformer_in_one_kernel_is_clipped_in_float16(tmp_path: Path) -> None:

@@ -77,9 +77,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         if stage != "fit":
             return
         self.ways.lay_out(self)
-        # The discriminator has a backward pass of its own, and averages its own gradients.
-        names = [name for name, _ in self.named_parameters()]
-        leave_out_of_ddp(self, [n for n in names if n.startswith("loss.discriminator.")])
+        leave_out_of_ddp(self, list(self._not_by_ddp()))
 
     def on_fit_start(self) -> None:
         check_quantizer(self.quantize, "quantize")
@@ -89,10 +87,19 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         legacy = isinstance(self.quantize, VectorQuantizer2) and self.quantize.legacy
         if legacy and self.trainer.is_global_zero:
             log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
-        if self.discriminator is not None and world_size() > 1:
-            for parameter in self.discriminator.parameters():
-                same_on_all_ranks(parameter.data)
+        if world_size() > 1:
+            for tensor in self._not_by_ddp().values():
+                same_on_all_ranks(tensor.data)
         self.ways.prepare(self)
+
+    def _not_by_ddp(self) -> dict[str, Tensor]:
+        """What is equal on all ranks without DistributedDataParallel, once it is so at the start.
+
+        The discriminator has a backward pass of its own, and averages its own gradients. Averages
+        of equal weights are equal, and need not be sent at every step.
+        """
+        parts = (("loss.discriminator.", self.named_parameters), ("model_ema.", self.named_buffers))
+        return {n: t for start, named in parts for n, t in named() if n.startswith(start)}
 
     def on_train_start(self) -> None:
         self._check_optimizers()

@@ -111,9 +111,8 @@ def fixed_orders(codes: Tensor, seed: int) -> Tensor:
 
 def fixed_masks(codes: Tensor, seed: int) -> Tensor:
     """Masks bool (B, n) of validation, of a batch by its number alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return random_masks(len(codes), codes.shape[1]).to(codes.device)
+    numbers = torch.Generator().manual_seed(seed)
+    return random_masks(len(codes), codes.shape[1], generator=numbers).to(codes.device)
 
 
 def masked_input(codes: Tensor, masks: Tensor, mask_token: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class SharedWays:
     Attributes:
         compile: blocks by torch.compile; each size of a batch makes it compile anew.
         checkpoint_activations: blocks keep their inputs alone, and are run again in the backward
-            pass: less memory, a third of a pass more.
+            pass: less memory, one more forward pass.
         fused_optimizer: the update of all weights in one kernel; rounds differently.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from taming.errors import NonFiniteError, UserError
-from taming.lightning_internals import scaler_of
+from taming.lightning_internals import scaler_of, unscales_itself
 from taming.sharding import whole
 
 log = logging.getLogger(__name__)
@@ -121,13 +121,14 @@ class FiniteNumbers(Callback):
         waits = device.type == "cuda" and not self.skip
         problem = self._first_problem(keep=1 if waits else 0)
         if problem is not None:
-            self._leave_out(problem, check.step, optimizer)
+            self._leave_out(problem, check.step)
+            _empty(optimizer, keep=unscales_itself(trainer, optimizer))
 
     def _first_problem(self, keep: int = 0) -> str | None:
         due, self._unread = self._unread[: len(self._unread) - keep], self._unread[-keep:][:keep]
         return next((text for text in (check.problem() for check in due) if text), None)
 
-    def _leave_out(self, problem: str, step: int, optimizer: Optimizer) -> None:
+    def _leave_out(self, problem: str, step: int) -> None:
         if step != self._left_out:  # both optimizers may see the same batch
             self.skipped += 1
         self._left_out = step
@@ -138,7 +139,6 @@ class FiniteNumbers(Callback):
                 f"--skip_nonfinite {max(self.skip * 2, 10)}"
             )
         log.warning("%s: left out (%d of at most %d)", problem, self.skipped, self.skip)
-        optimizer.zero_grad(set_to_none=True)  # a step without gradients changes nothing
         for tensor, before in self._statistics:
             tensor.data.copy_(before)
 
@@ -160,6 +160,17 @@ class FiniteNumbers(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def _empty(optimizer: Optimizer, keep: bool) -> None:
+    """Have an optimizer's coming step change nothing: without gradients, or, if it is to `keep`
+    them for the scaler, which takes no step without, by such as the scaler leaves out."""
+    if not keep:
+        optimizer.zero_grad(set_to_none=True)
+        return
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        gradient.fill_(math.nan)
 
 
 def _statistics(model: torch.nn.Module) -> Iterator[Tensor]:

@@ -149,7 +149,6 @@ _RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
 _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
 # Of Lightning's, those that do not cast the weights.
 _PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
-_PRECISIONS += ("transformer-engine", "transformer-engine-float16")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

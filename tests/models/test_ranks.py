@@ -48,9 +48,10 @@ def train(folder: Path) -> None:
     """Two steps over two batches each of this process's own images, and validation on them."""
     number, _ = own_share()
     rank_zero_only.rank = number  # type: ignore[attr-defined]  # not the parent's
-    model = build(first_stage_config(lossconfig=DISCRIMINATED))
-    if number == 1:  # discriminators of processes start the same, however they were made
+    model = build(first_stage_config(lossconfig=DISCRIMINATED, use_ema=True))
+    if number == 1:  # discriminators and averages start the same, however they were made
         torch.nn.init.zeros_(model.discriminator.main[0].weight)
+        model.model_ema.encoderconv_inweight.zero_()
     model.accumulate_grad_batches = 2
     gradients = Gradients()
     trainer = tiny_trainer(
@@ -65,6 +66,8 @@ def train(folder: Path) -> None:
     own = images(16)[8 * number : 8 * number + 8]
     loader = DataLoader(Items({"image": own}), batch_size=2)
     trainer.fit(model, loader, loader)
+    averages = {f"model_ema.{name}" for name, _ in model.model_ema.named_buffers()}
+    assert averages <= set(model._ddp_params_and_buffers_to_ignore)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     codes = model.eval().encode_to_indices(own.permute(0, 3, 1, 2))
     state = {"steps": gradients.steps, "start": gradients.start, "codes": codes, "logged": logged}

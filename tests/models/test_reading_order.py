@@ -130,7 +130,7 @@ def test_validation_measures_by_rows_and_in_fixed_random_orders(order: str, tmp_
     assert logged["val/loss_raster"] != logged["val/loss_random"]
 
 
-def test_masked_codes_alone_are_predicted() -> None:
+def test_masked_codes_alone_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(FULL, cond_drop=0.5).train()
     read: list[Tensor] = []
     model.transformer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
@@ -142,7 +142,9 @@ def test_masked_codes_alone_are_predicted() -> None:
     logits = model.transformer(read[0])[0][:, 1:]
     torch.testing.assert_close(loss, F.cross_entropy(logits[masks], codes[masks]))
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU's numbers"))
     assert torch.equal(fixed_masks(codes, 3), fixed_masks(codes, 3))
+    assert not torch.equal(fixed_masks(codes, 3), fixed_masks(codes, 4))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from taming.errors import UserError
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.run_length import run_length
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.run_length import RunLength
+from taming.training.numbers import FiniteNumbers
 from tests.kit.first_stages import IMAGES, batches, loader
 from tests.kit.models import (
     GAN_LOSS,
@@ -246,6 +249,33 @@ def test_a_transformer_is_clipped_without_its_scale(tmp_path: Path, fused: bool)
     trainer.fit(model, loader({"codes": codes, "condition_codes": torch.zeros(1, 1).long()}, 2))
     assert len(norms.norms) == 2 and max(norms.norms) == pytest.approx(0.1, rel=1e-3)
     assert scaler.events == ["unscaled", "step", "update"] * 2
+
+
+class Broken(Net2NetTransformer):
+    """The loss of its second batch is no number."""
+
+    def _loss_of(self, batch: Any, batch_idx: int) -> Tensor:
+        return super()._loss_of(batch, batch_idx) * (float("nan") if batch_idx == 1 else 1.0)
+
+
+@pytest.mark.parametrize("clipped", [None, 0.1])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_is_left_out_in_float16(tmp_path: Path, fused: bool, clipped: float | None) -> None:
+    torch.manual_seed(0)
+    model = Broken(**transformer_config(fused_optimizer=fused)["params"])
+    model.learning_rate = 1e-3
+    callback, scaler, weights = FiniteNumbers(skip=1), Scaler(), []
+    model.on_before_zero_grad = lambda *_: weights.append(model.transformer.head.weight.clone())
+    trainer = in_half(
+        tmp_path, scaler, max_steps=3, callbacks=[callback], gradient_clip_val=clipped
+    )
+    codes = torch.arange(16).view(1, 4, 4)
+    trainer.fit(model, loader({"codes": codes, "condition_codes": torch.zeros(1, 1).long()}, 3))
+    weights.append(model.transformer.head.weight.clone())
+    assert callback.skipped == 1 and trainer.global_step == 3
+    moved = [not torch.equal(*pair) for pair in pairwise(weights)]
+    assert moved == [True, False, True]
+    assert scaler.get_scale() == 1024 * 2 * 0.5 * 2  # after one good step, a bad one, a good one
 
 
 @pytest.mark.slow

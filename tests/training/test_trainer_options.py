@@ -164,10 +164,8 @@ def test_what_ends_in_errors_is_refused() -> None:
     for strategy in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
         with pytest.raises(UserError, match=f"--strategy is {strategy}; .* ddp or auto"):
             checked_options({"strategy": strategy})
-    for precision in ("64", "64-true", "16-true", "bf16-true", 64):
-        with pytest.raises(UserError, match=f"--precision is {precision}; it is 32, bf16-mixed"):
-            checked_options({"precision": precision})
-    for value in ("fp16", "half", 64, "16-true", 8):
+    casting = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
+    for value in ("fp16", "half", 64, "64", "64-true", *casting, 8):
         with pytest.raises(UserError, match=f"--precision is {value}; it is 32, bf16-mixed or 16-"):
             checked_options({"precision": value})
     for options in ({"strategy": "ddp"}, {"precision": "bf16-mixed"}, {"precision": "32-true"}):

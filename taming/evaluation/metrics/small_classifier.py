@@ -92,7 +92,7 @@ def train_small_classifier(
             "a classifier of one's own needs images of two classes or more, labeled from 0 on"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no GPU's, which nobody restores
         net = SmallClassifier(classes, side=min(max(images.shape[2:]), 64))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.01)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,20 @@ CONFIDENCE_NOISE = 4.5
 STEPS = 8
 
 
-def random_masks(count: int, length: int, device: torch.device | None = None) -> Tensor:
+def random_masks(
+    count: int,
+    length: int,
+    device: torch.device | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Which of `length` codes are masked in each of `count` images: bool (count, length).
 
     A share of cos(pi / 2 * u), for u between 0 and 1, at least one (section 3.2): so images of all
-    steps of sampling are seen. Both are drawn by torch's global generator of the device.
+    steps of sampling are seen. Both are drawn by `generator`, or torch's global one of the device.
     """
-    share = torch.cos(math.pi / 2 * torch.rand(count, 1, device=device))
-    rank = torch.rand(count, length, device=device).argsort(1).argsort(1)
+    draw = partial(torch.rand, device=device, generator=generator)
+    share = torch.cos(math.pi / 2 * draw(count, 1))
+    rank = draw(count, length).argsort(1).argsort(1)
     return rank < (share * length).ceil().clamp(min=1)
 
 
