@@ -24,7 +24,7 @@ from footprint import PEAK, Meter
 from measure import synchronise, write_results
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from training import FAST, REUSE, first_stage_of, our_first_stage_step
+from training import first_stage_of, our_first_stage_step
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.devices import choose_device
@@ -37,18 +37,21 @@ Step = Callable[[], None]
 Cast = Callable[[], Any]
 
 
+def fast(args: argparse.Namespace, default: str, stage: str) -> Any:
+    """A config's `model` section with the options of configs/fast."""
+    own = args.config or CONFIGS / f"{default}.yaml"
+    return load_config([own, CONFIGS / "fast" / f"{stage}.yaml"], args.overrides).model
+
+
 def first_stage(args: argparse.Namespace, device: torch.device, compiled: bool) -> Step:
-    config = load_config([args.config or CONFIGS / "custom_vqgan.yaml"], args.overrides).model
-    config.params.lossconfig.params.bf16_networks = True
-    options = {**FAST, **REUSE, "compile": compiled}
-    model, x = first_stage_of(config, options, args, device)
+    config = fast(args, "custom_vqgan", "first_stage")
+    model, x = first_stage_of(config, {"compile": compiled}, args, device)
     return our_first_stage_step(model, x, lambda: cast(device))
 
 
 def transformer(args: argparse.Namespace, device: torch.device, compiled: bool) -> Step:
-    config = load_config([args.config or CONFIGS / "cin_transformer.yaml"], args.overrides).model
-    config = without_checkpoint_paths(config)
-    config["params"] |= {"compile": compiled, "fused_optimizer": True}
+    config = without_checkpoint_paths(fast(args, "cin_transformer", "transformer"))
+    config["params"]["compile"] = compiled
     with device:
         model = instantiate_from_config(config, "model", "module")
     _, codes = batches(model, 64, 1)  # what they look like
