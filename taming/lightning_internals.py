@@ -7,7 +7,6 @@ there first.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -228,14 +227,10 @@ def has_checkpoints_of_one_file(trainer: pl.Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is Strategy.save_checkpoint
 
 
-def requeue_on_slurm(trainer: pl.Trainer) -> bool:
-    """Save and queue the job again, as Lightning does when SLURM asks for it; False elsewhere."""
+def requeues_on_slurm(trainer: pl.Trainer) -> bool:
+    """Whether a signal to save is SLURM's, after which the job is to be queued again."""
     environment = trainer._accelerator_connector.cluster_environment
-    if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
-        return False
-    number = environment.requeue_signal or signal.SIGUSR1
-    trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
-    return True
+    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
 
 
 def take_child_processes(trainer: pl.Trainer) -> list[Popen[bytes]]:

@@ -112,12 +112,13 @@ def apply_rates(
         schedules: those of `make_schedule` set the rate of their step; others are left alone.
     """
     scheduled = {id(schedule.optimizer) for schedule in schedules}
-    for optimizer, new in zip(optimizers, rates, strict=True):
+    for number, (optimizer, new) in enumerate(zip(optimizers, rates, strict=True)):
         if id(optimizer) in scheduled:
             continue
+        as_before = before is not None and before[number : number + 1] == [new]
         for group, rate in zip(optimizer.param_groups, new, strict=True):
             had_schedule = group.pop("initial_lr", None) is not None
-            if had_schedule or new not in (before or []):
+            if had_schedule or not as_before:
                 group["lr"] = rate
     for schedule in schedules:
         if isinstance(schedule, LambdaLR):

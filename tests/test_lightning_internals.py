@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,18 +273,13 @@ def test_what_is_not_logged_yet(
     assert lightning_internals.unlogged_values(trainer) is None
 
 
-@pytest.mark.parametrize("own", [None, signal.SIGUSR2])
-def test_slurm_requeues_where_it_is_asked_to(own: signal.Signals | None) -> None:
-    handled: list[Any] = []
+def test_slurm_requeues_where_it_is_asked_to() -> None:
     connector = SimpleNamespace(cluster_environment=None)
-    handler = SimpleNamespace(_slurm_sigusr_handler_fn=lambda number, _: handled.append(number))
-    trainer: Any = SimpleNamespace(_accelerator_connector=connector, _signal_connector=handler)
-    assert not lightning_internals.requeue_on_slurm(trainer)
-    connector.cluster_environment = SLURMEnvironment(auto_requeue=False, requeue_signal=own)
-    assert not lightning_internals.requeue_on_slurm(trainer) and not handled
-    connector.cluster_environment = SLURMEnvironment(auto_requeue=True, requeue_signal=own)
-    assert lightning_internals.requeue_on_slurm(trainer)
-    assert handled == [own or signal.SIGUSR1]
+    trainer: Any = SimpleNamespace(_accelerator_connector=connector)
+    assert not lightning_internals.requeues_on_slurm(trainer)
+    for queued in (False, True):
+        connector.cluster_environment = SLURMEnvironment(auto_requeue=queued)
+        assert lightning_internals.requeues_on_slurm(trainer) is queued
 
 
 def test_a_table_is_made_once(tmp_path: Path) -> None:

@@ -110,6 +110,12 @@ def test_restored_optimizers_get_the_rates_that_are_asked_for_now():
         assert rates_of(optimizers[1]) == [5]
 
 
+def test_a_rate_is_asked_for_now_though_another_optimizer_had_it_before():
+    optimizers = [sgd(2.0), sgd(1.0)]
+    apply_rates([[1.0], [1.0]], optimizers, (), before=[[2.0], [1.0]])
+    assert [rates_of(optimizer) for optimizer in optimizers] == [[1], [1]]
+
+
 def test_the_course_before_and_after_the_warm_up():
     scheduler = LambdaWarmUpCosineScheduler(4, 0.5, 2.0, 1.0, 8)
     values = [scheduler(n) for n in (0, 1, 4, 6, 8, 9)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from pathlib import Path
@@ -21,9 +22,10 @@ from taming.lightning_internals import (
     batches_begun,
     dump_checkpoint,
     has_checkpoints_of_one_file,
-    requeue_on_slurm,
+    requeues_on_slurm,
 )
 from taming.training.position import between_steps
+from taming.training.slurm import queue_again
 from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, requests, signal_of
 from taming.training.strategies import ShardedStrategy
 
@@ -129,15 +131,22 @@ class Checkpoints(ModelCheckpoint):
         wanted = requests.agreed(self._own_wish(trainer))
         # Here, not at the end of training, Lightning's counters say where in the epoch it was.
         is_last = 0 <= trainer.max_steps <= trainer.global_step
-        if wanted == SAVE_NOW and requeue_on_slurm(trainer):
-            wanted = NOTHING
         if wanted != NOTHING or is_last:
             self._add_last(trainer)
         self._write(trainer)
+        if wanted == SAVE_NOW and requeues_on_slurm(trainer):
+            self._queue_again(trainer)
         if (number := signal_of(wanted)) is not None:
             failure = self._finish(trainer)
             requests.wait_for_all()
             raise Stopped(number, f"{failure}: the last steps are not saved" if failure else "")
+
+    def _queue_again(self, trainer: pl.Trainer) -> None:
+        """Have SLURM do so, which ends this job, once all is on the disk."""
+        self._finish(trainer)
+        requests.wait_for_all()
+        if trainer.is_global_zero:
+            queue_again()
 
     def _own_wish(self, trainer: pl.Trainer) -> int:
         """What the first process, which writes, wants besides signals."""
@@ -159,11 +168,15 @@ class Checkpoints(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if batches_begun(trainer) >= trainer.num_training_batches:
             super().on_train_epoch_end(trainer, pl_module)
+            if self.save_last:  # also of an epoch that is none of the best
+                self._add_last(trainer)
             self._write(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        self._write(trainer)
+        # Gradients of a part of a step's batches are not saved: it is written with the step.
+        if between_steps(trainer):
+            self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._training:
@@ -210,6 +223,19 @@ class Checkpoints(ModelCheckpoint):
                 return
             del self.best_k_models[path]
         super()._update_best_and_save(current, trainer, monitor_candidates)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `ModelCheckpoint`'s, which forgets the files of a run that was moved."""
+        before = str(state_dict.get("dirpath"))
+
+        def now(path: str) -> str:
+            inside = os.path.relpath(path, before) if path.startswith(before) else Path(path).name
+            return os.path.join(str(self.dirpath), inside) if path else path
+
+        paths = {name: now(path) for name, path in state_dict.items() if name.endswith("_path")}
+        best = {now(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        moved = {"dirpath": self.dirpath, "best_k_models": best, **paths}
+        super().load_state_dict({**state_dict, **moved})
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         """Called by `ModelCheckpoint`; the file goes once its successor is there."""

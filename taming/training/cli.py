@@ -53,6 +53,7 @@ from taming.training.run_folder import (
     one_start,
     resumed_run,
 )
+from taming.training.slurm import begun_before
 from taming.training.stopping import requests
 from taming.training.strategies import check_strategy
 from taming.training.trainer import (
@@ -96,7 +97,11 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
                 "-n/--name and -r/--resume cannot go together: a resumed run has a name"
             )
         return resumed_run(args.resume, args.base)
-    return new_run(args.name, args.base, args.postfix, args.project)
+    run = new_run(args.name, args.base, args.postfix, args.project)
+    if (begun := begun_before(run.path)) is not None:
+        rank_zero_info(f"SLURM has queued this job again: it goes on with {begun}")
+        return resumed_run(begun, args.base)
+    return run
 
 
 def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: RunFolder) -> None:

@@ -30,6 +30,7 @@ from taming.errors import UserError
 from taming.lightning_internals import read_place
 from taming.training.new_options import PERCEPTUAL, adapted
 from taming.training.position import Position
+from taming.training.slurm import note_job
 
 # Processes that a trainer starts on this machine inherit them, and so agree on one folder.
 _TIME_VARIABLE, _FOLDER_VARIABLE = "TAMING_RUN_TIME", "TAMING_RUN_FOLDER"
@@ -178,6 +179,7 @@ def claimed(run: RunFolder) -> Iterator[RunFolder]:
         return
     if run.is_new:
         run = replace(run, path=make_new_folder(run.path), is_new=False)
+        note_job(run.path)
         os.environ[_FOLDER_VARIABLE] = str(run.path)
     try:
         with sole_user(run.path, "wait for it to end, or stop it, before you go on with the run"):

@@ -75,6 +75,50 @@ def test_the_best_are_kept_and_others_go() -> None:
     assert {Path(path).name for path in best} == kept.keys() - {"last.ckpt"}
 
 
+def test_the_best_of_a_run_that_was_moved_are_known() -> None:
+    """As they are by -d, or with another disk."""
+    train("--max_epochs", "4")
+    moved = RUN.rename(RUN.with_name("2026-01-01T00-00-00_moved"))
+    main(["-r", str(moved), "-t", "--max_epochs", "7", "--no-test"])
+    kept = steps(moved / "checkpoints")
+    assert len(kept) == 4 and kept["last.ckpt"] == 42
+    [state] = [
+        state
+        for name, state in read_checkpoint(moved / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if "Checkpoint" in name
+    ]
+    files = {str(Path(path).resolve()) for path in state["best_k_models"]}
+    names = kept.keys() - {"last.ckpt"}
+    assert files == {str((moved / "checkpoints" / name).resolve()) for name in names}
+    assert Path(state["best_model_path"]).is_file()
+
+
+def test_an_epoch_that_is_none_of_the_best_is_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(*next(iter(moments(("on_train_batch_start", 14, "copy")).items())))
+    best = {"monitor": "val/rec_loss", "mode": "max", "save_top_k": 1}
+    train(case="gumbel", last_every_n_minutes=0, in_background=False, **best)
+    copied = steps(RUN.parent / "copy" / "checkpoints")
+    assert copied.pop("last.ckpt") == 12 and max(copied.values()) < 12
+
+
+def test_validation_within_a_steps_batches_saves_with_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gradients that are being added up are in no checkpoint."""
+    places: list[int] = []
+    save = CheckpointWriter.save
+
+    def record(self: CheckpointWriter, content: Any, *rest: Any) -> None:
+        place = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        places.append(place["ready"])
+        save(self, content, *rest)
+
+    monkeypatch.setattr(CheckpointWriter, "save", record)
+    flags = ("--accumulate_grad_batches", "2", "--val_check_interval", "3")
+    train("--max_epochs", "1", *flags, case="gumbel", monitor="val/rec_loss")
+    assert places == [4, 6]
+
+
 def test_without_a_monitor_the_newest_epoch_is_kept() -> None:
     train(case="gumbel")
     assert steps() == {"epoch=000002.ckpt": 18, "last.ckpt": 18}
@@ -230,7 +274,7 @@ def test_what_cannot_be_saved_at_a_signal_is_said(
         (NOTHING, 2, False, 0),
         (NOTHING, 3, False, 1),
         (SAVE_NOW, 2, False, 1),
-        (SAVE_NOW, 2, True, 0),
+        (SAVE_NOW, 2, True, 1),
     ],
 )
 def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
@@ -246,12 +290,14 @@ def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
     monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
     monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
     monkeypatch.setattr(checkpoints.requests, "agreed", lambda _: wanted)
-    monkeypatch.setattr(checkpoints, "requeue_on_slurm", lambda _: queued)
-    for name in ("_reserve", "_report", "_write"):
-        monkeypatch.setattr(callback, name, lambda *_: None)
+    monkeypatch.setattr(checkpoints, "requeues_on_slurm", lambda _: queued)
+    order: list[str] = []
+    for name in ("_reserve", "_report", "_write", "_queue_again"):
+        monkeypatch.setattr(callback, name, lambda *_, name=name: order.append(name))
     callback._training = True
     callback.on_train_batch_end(trainer, trainer, None, None, 0)
     assert callback._due == [callback.last_path] * written
+    assert order[2:] == ["_write", *["_queue_again"] * queued]  # what SLURM ends is saved before
     callback._due, callback._saved_step = [], step
     callback.on_train_batch_end(trainer, trainer, None, None, 0)
     assert callback._due == []  # it is there

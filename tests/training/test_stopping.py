@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from taming import lightning_internals
 from taming.atomic_files import sole_user
 from taming.checkpoint import read_checkpoint
 from taming.errors import Stopped, UserError
@@ -328,20 +326,3 @@ def _agree() -> None:
 
 def test_processes_agree_on_when_to_stop() -> None:
     in_two_processes(_agree)
-
-
-def test_slurm_is_left_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pytorch_lightning as pl
-
-    trainer, called = pl.Trainer(accelerator="cpu", logger=False), list[int]()
-    assert not lightning_internals.requeue_on_slurm(trainer)
-    environment = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR2)
-    monkeypatch.setattr(trainer._accelerator_connector, "cluster_environment", environment)
-    monkeypatch.setattr(
-        trainer._signal_connector,
-        "_slurm_sigusr_handler_fn",
-        lambda number, _: called.append(number),
-    )
-    assert lightning_internals.requeue_on_slurm(trainer) and called == [signal.SIGUSR2]
-    environment.auto_requeue = False
-    assert not lightning_internals.requeue_on_slurm(trainer) and len(called) == 1
