@@ -39,6 +39,7 @@ from taming.sampling.scenes import (
     Scene,
     builder_of,
     condition_hash,
+    number_of_layout,
     read_layout,
     read_scene,
     scene_dataset,
@@ -112,9 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     class_name = scene_dataset(seeded).get_textual_label_for_category_no
     layouts, each = scenes(own, seeded)
     with ImageBar(layouts * own.samples_per_layout) as bar:
-        for number, (scene, image) in enumerate(each):
-            condition = {"condition_hash": condition_hash(scene, builder)}
-            folder = SampleFolder(root / "samples" / scene.name, record | condition)
+        for place, (scene, image) in enumerate(each):
+            condition = condition_hash(scene, builder)
+            number = number_of_layout(condition) if own.layout else place
+            own_record = record | {"condition_hash": condition}
+            folder = SampleFolder(root / "samples" / scene.name, own_record)
             batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
             finished = folder.finished(None)
             plot = builder.plot(scene.tokens(builder), class_name, (width, height))
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.image(own.samples_per_layout - len(wanted))
             requests: Iterable[Request] = requests_for_scene(scene, builder, number, wanted)
             if new == 0:
-                left = (layouts - number - 1) * own.samples_per_layout + len(wanted)
+                left = (layouts - place - 1) * own.samples_per_layout + len(wanted)
                 requests = announced(model, requests, settings, batch_size, shape, count=left)
             samples = sample_images(
                 model,
