@@ -166,6 +166,7 @@ def reconstruct(
     batch_size: int,
     root: Path,
     bar: tqdm[NoReturn],
+    *,
     made: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the reconstructions of all images, and some beside their originals; their scores.
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = Images(model, folder, own.size, bar)
         kept: list[Named] = []
         noted = first_of(images.read(paths), kept)
-        scores = reconstruct(model, noted, own.batch_size, root, bar, made)
+        scores = reconstruct(model, noted, own.batch_size, root, bar, made=made)
     if scaled is not None:
         rows, labels = rows_of_scales(scaled, kept)
         with atomic_path(root / "after_scales.jpg", advice=ADVICE) as partial:
