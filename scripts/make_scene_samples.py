@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
-from taming.errors import command, interruptible
+from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, requests_for_scene, sample_images
 from taming.sampling.arguments import (
@@ -77,7 +78,13 @@ def scenes(own: Arguments, seeded: SeededDataset) -> tuple[int, Iterable[Layout]
     """The number of layouts, and these."""
     if own.layout:
         dataset = scene_dataset(seeded)
-        paths = map(Path, own.layout)
+        paths = [Path(name) for name in own.layout]
+        for path, other in combinations(paths, 2):
+            if path.stem == other.stem:
+                raise UserError(
+                    f"samples go to folders of the layouts' names, and {path} and {other} have the "
+                    "same; rename one, or sample it by itself with another --outdir"
+                )
         layouts = [(read_layout(path, dataset, own.conditional), None) for path in paths]
         return len(layouts), layouts
     count = min(len(seeded), own.num_layouts or len(seeded))

@@ -58,14 +58,11 @@ def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
 
 def known_to(model: Net2NetTransformer, settings: SampleSettings, codes: int) -> SampleSettings:
     """Settings that were chosen for another model: what this one has no choice of is as usual."""
+    if not model.cond_drop:
+        settings = replace(settings, guidance=1.0, guidance_schedule="constant")
     steps = settings.steps if model.masked or model.reading.any else None
-    guidance = {} if model.cond_drop else {"guidance": 1.0, "guidance_schedule": "constant"}
-    return replace(
-        settings,
-        order=settings.order if model.reading.any else None,
-        steps=None if steps is None else min(steps, codes),
-        **guidance,
-    )
+    order = settings.order if model.reading.any else None
+    return replace(settings, order=order, steps=None if steps is None else min(steps, codes))
 
 
 def choose_kept(

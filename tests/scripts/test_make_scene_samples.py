@@ -189,6 +189,7 @@ def test_one_sentence_for_wrong_layouts(
         (["-R", "8,8", "-C", "objects_boxes"], "no condition 'objects_boxes'; did you mean"),
         (["-R", "8,8", "-N", "0"], "--samples_per_layout must be"),
         (["-R", "8,8", "--layout", "nowhere.yaml"], "there is no layout"),
+        (["-R", "8,8", "--layout", "a/x.yaml", "b/x.json"], "a/x.yaml and b/x.json have the same;"),
     ],
 )
 def test_one_sentence_for_wrong_flags(
