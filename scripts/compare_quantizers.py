@@ -64,7 +64,10 @@ class Options:
     max_steps: int = flag(-1, "end each training there, for a look; -1: the whole course")
     rows: int = flag(8, "images in the picture")
     outdir: Path | None = flag(
-        None, "for table, picture and classifier (default: comparison/<recipe>)", "-o"
+        None,
+        "for table, picture and classifier (default: comparison/<recipe>, and of a look "
+        "comparison/<recipe>_<n>_steps)",
+        "-o",
     )
 
     def __post_init__(self) -> None:
@@ -72,6 +75,11 @@ class Options:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         step_flags(self.max_steps)
+
+    @property
+    def length(self) -> str:
+        """What names say of trainings that end early."""
+        return f"_{self.max_steps}_steps" if step_flags(self.max_steps) else ""
 
     def configs(self) -> dict[str, Path]:
         """The quantizers' configs by name; UserError if there are none, or two of one name."""
@@ -98,12 +106,10 @@ def _config(name: str, kind: str) -> Path:
 
 def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]:
     """The runs of a quantizer, one of each seed."""
-    steps = step_flags(options.max_steps)
-    flags = ("--enable_progress_bar", "false", *steps)
-    length = f"_{options.max_steps}_steps" if steps else ""
+    flags = ("--enable_progress_bar", "false", *step_flags(options.max_steps))
     runs = []
     for seed in range(options.seeds):
-        run = f"{name}{length}_seed{seed}"
+        run = f"{name}{options.length}_seed{seed}"
         start = ("--base", str(recipe), str(config), "-n", run, "--seed", str(seed))
         runs.append(train_apart(run, Path("logs"), start, flags))
     return runs
@@ -135,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
     recipe, configs = find_config(options.recipe), options.configs()
-    outdir = options.outdir or Path("comparison", recipe.stem)
+    outdir = options.outdir or Path("comparison", f"{recipe.stem}{options.length}")
     prepare_data(recipe)
     training = DatasetSource(recipe, "train", workers=0)
     images = PreparedSource(DatasetSource(recipe, "validation", workers=0))

@@ -24,9 +24,9 @@ from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
 from taming.data.checks import damage_found_later
 from taming.devices import choose_dtype, device_of_command
-from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.reference import REFERENCE, RESIZES_TEXT, Choice
@@ -118,9 +118,7 @@ def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScen
         model=model,
         identity={
             "path": str(arguments.resume),
-            "checkpoint": run.checkpoint.name,
-            "checkpoint_hash": file_hash(run.checkpoint),
-            "global_step": step,
+            **describe_checkpoint(run, step),
             "model": plain(config),
         },
         per_layout=own.samples_per_layout,

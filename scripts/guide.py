@@ -64,6 +64,7 @@ from taming.sampling.sizes import whole_codes
 from taming.words import counted
 
 MOST_IN_GRID, GRID_SIDE = 64, 256
+MP4, GIF = ".mp4", ".gif"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +181,17 @@ class Film:
         if step.is_frame:
             self.frames.append(to_pillow(step.image.float()))
 
+    @staticmethod
+    def is_beside(path: Path) -> bool:
+        """Whether there is a film of the image at `path`."""
+        return any(path.with_suffix(ending).is_file() for ending in (MP4, GIF))
+
     def write(self, last: Tensor, path: Path) -> None:
         """Write an MP4, or a GIF if there is no ffmpeg."""
         frames = [*self.frames, to_pillow(last)]
-        content, ending = to_mp4(frames), ".mp4"
+        content, ending = to_mp4(frames), MP4
         if content is None:
-            content, ending = to_gif(frames), ".gif"
+            content, ending = to_gif(frames), GIF
         with atomic_path(path.with_suffix(ending), advice=ADVICE) as partial:
             partial.write_bytes(content)
 
@@ -223,11 +229,16 @@ Make = Callable[[int | None, int, OnStep], Guided]
 
 
 def fill(folder: SampleFolder, own: Arguments, starts: Starts, make: Make) -> int:
-    """Make the images that a folder lacks; how many."""
+    """Make the images that a folder lacks, or whose films it lacks; how many."""
     labels = own.prompts.classes or (None,)
     there = {label: folder.finished(label) for label in labels}
     numbers = range(own.num_samples)
-    missing = [(label, n) for label in labels for n in numbers if n not in there[label]]
+
+    def is_missing(label: int | None, number: int) -> bool:
+        unfilmed = own.film and not Film.is_beside(folder.path(label, number))
+        return number not in there[label] or unfilmed
+
+    missing = [(label, n) for label in labels for n in numbers if is_missing(label, n)]
     steps = own.guidance.steps * len(missing)
     bar = tqdm(total=steps, unit="step", disable=not missing)
     with FolderWriter(folder), bar:

@@ -43,6 +43,7 @@ from taming.evaluation.tasks.probe import (
     probe_all,
 )
 from taming.sampling.arguments import require_positive
+from taming.weight_choice import weight_choice
 
 SCRIPT = "scripts/linear_probe.py"
 
@@ -89,6 +90,7 @@ def run_probe(
     key = runner.key_for(
         images,
         checkpoint=stage.checkpoint_hash,
+        weights=weight_choice(),
         model=without_checkpoint_paths(stage.config.model),
         kinds=asdict(kinds),
         device=device.type,

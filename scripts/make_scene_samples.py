@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
-from taming.errors import command, interruptible
+from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, requests_for_scene, sample_images
 from taming.sampling.arguments import (
@@ -39,6 +40,7 @@ from taming.sampling.scenes import (
     Scene,
     builder_of,
     condition_hash,
+    number_of_layout,
     read_layout,
     read_scene,
     scene_dataset,
@@ -76,7 +78,13 @@ def scenes(own: Arguments, seeded: SeededDataset) -> tuple[int, Iterable[Layout]
     """The number of layouts, and these."""
     if own.layout:
         dataset = scene_dataset(seeded)
-        paths = map(Path, own.layout)
+        paths = [Path(name) for name in own.layout]
+        for path, other in combinations(paths, 2):
+            if path.stem == other.stem:
+                raise UserError(
+                    f"samples go to folders of the layouts' names, and {path} and {other} have the "
+                    "same; rename one, or sample it by itself with another --outdir"
+                )
         layouts = [(read_layout(path, dataset, own.conditional), None) for path in paths]
         return len(layouts), layouts
     count = min(len(seeded), own.num_layouts or len(seeded))
@@ -112,9 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     class_name = scene_dataset(seeded).get_textual_label_for_category_no
     layouts, each = scenes(own, seeded)
     with ImageBar(layouts * own.samples_per_layout) as bar:
-        for number, (scene, image) in enumerate(each):
-            condition = {"condition_hash": condition_hash(scene, builder)}
-            folder = SampleFolder(root / "samples" / scene.name, record | condition)
+        for place, (scene, image) in enumerate(each):
+            condition = condition_hash(scene, builder)
+            number = number_of_layout(condition) if own.layout else place
+            own_record = record | {"condition_hash": condition}
+            folder = SampleFolder(root / "samples" / scene.name, own_record)
             batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
             finished = folder.finished(None)
             plot = builder.plot(scene.tokens(builder), class_name, (width, height))
@@ -124,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.image(own.samples_per_layout - len(wanted))
             requests: Iterable[Request] = requests_for_scene(scene, builder, number, wanted)
             if new == 0:
-                left = (layouts - number - 1) * own.samples_per_layout + len(wanted)
+                left = (layouts - place - 1) * own.samples_per_layout + len(wanted)
                 requests = announced(model, requests, settings, batch_size, shape, count=left)
             samples = sample_images(
                 model,

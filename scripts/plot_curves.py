@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taming.checkpoint.runs import normal_path, run_folder_of
+from taming.checkpoint.runs import name_of, normal_path, run_folder_of
 from taming.command_line import Extend, Parser, add_flags, flag, from_flags
 from taming.errors import UserError, command
 from taming.training.curves import plot_curves
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, Options)
     args = parser.parse_args(argv)
     options = from_flags(Options, args)
-    folders = [run_folder_of(normal_path(path)) for path in args.resume]
-    runs = {folder.name: folder for folder in folders}
+    folders = list(dict.fromkeys(run_folder_of(normal_path(path)) for path in args.resume))
+    names = [str(folder) for folder in folders]
+    runs = {name_of(name, names): folder for name, folder in zip(names, folders, strict=True)}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"there is no run {folder}")

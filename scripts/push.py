@@ -25,6 +25,7 @@ from taming.export.publishing import own_paths, published_config, upload, write_
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.requests import sampling_script
 from taming.shipped import subcommand_of
+from taming.weight_choice import weight_choice
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,9 +58,9 @@ def make_card(
     *,
     subcommand: str,
 ) -> Card:
-    results, others = results_of(run.folder, file_hash(run.checkpoint))
+    results, others = results_of(run.folder, file_hash(run.checkpoint), weight_choice())
     for file in others:
-        print(f"left out: {run.folder / file} is of another checkpoint")
+        print(f"left out: {run.folder / file} is of another checkpoint, or of other --weights")
     return Card(
         name,
         config,

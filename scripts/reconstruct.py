@@ -18,13 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path, check_place
+from taming.checkpoint import model_hashes
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
 from taming.errors import (
@@ -43,7 +44,7 @@ from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
-from taming.sampling.folder import ADVICE, save_png
+from taming.sampling.folder import ADVICE, OTHER, record_of, save_png
 from taming.sampling.load import load_first_stage
 from taming.user_files import read_text
 from taming.words import counted
@@ -129,6 +130,14 @@ def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Ten
             yield [name for name, _ in batch], torch.cat([x for _, x in batch])
 
 
+def written_name(name: str, folder: Path) -> str:
+    """The PNG of an image's reconstruction, which is that of no other image of the folder."""
+    written = name
+    while not written.endswith(".png") or (written != name and (folder / written).is_file()):
+        written += ".png"
+    return written
+
+
 def say_if_large(model: FirstStage, x: Tensor) -> bool:
     """Of images [B, C, H, W] far larger than those of training, say so, and how long one takes."""
     height, width = x.shape[2:]
@@ -157,10 +166,12 @@ def reconstruct(
     batch_size: int,
     root: Path,
     bar: tqdm[NoReturn],
+    *,
+    made: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the reconstructions of all images, and some beside their originals; their scores.
 
-    The bar counts images that are finished.
+    `made` is what decides them, as `folder_for` has it. The bar counts images that are finished.
     """
     said = False
     names: list[str] = []
@@ -181,7 +192,7 @@ def reconstruct(
         if model.reads_labels:  # label numbers are the PNG's bytes
             reconstructions = reconstructions.argmax(1, keepdim=True) / HALF_RANGE - 1
         for name, image in zip(names, reconstructions, strict=True):
-            save_png(image, root / (name if name.endswith(".png") else name + ".png"))
+            save_png(image, root / written_name(name, Path(made["folder"])), made)
             bar.update()
 
     scores = score_first_stage(model, loaded(), on_batch=write)
@@ -208,23 +219,26 @@ def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
     height, width = made["size"] or (None, None)
     step = str(made["global_step"])
     for name in (step, f"{step}_{width}x{height}" if width else f"{step}_full"):
-        before = read_metrics(place / name)
+        before = made_before(place / name)
         other = [key for key, value in made.items() if before.get(key, value) != value]
         if other != ["size"]:
             break
     if other:
+        key = other[0]
+        what = OTHER.get(key) or f"another {key.replace('_', ' ')}, {before[key]}"
         raise UserError(
-            f"{place / name} has reconstructions of another {other[0].replace('_', ' ')}, "
-            f"{before[other[0]]}; choose another --outdir, or remove them"
+            f"{place / name} has reconstructions of {what}; choose another --outdir, or remove them"
         )
     return place / name
 
 
-def read_metrics(root: Path) -> dict[str, Any]:
+def made_before(root: Path) -> dict[str, Any]:
+    """What the reconstructions in a folder were made of: all of them, or the first ones."""
     try:
         content = json.loads(read_text(root / "metrics.json"))
     except (OSError, ValueError):
-        return {}
+        first = next(root.rglob("*.png"), None)
+        return {} if first is None else record_of(first)
     return content if isinstance(content, dict) else {}
 
 
@@ -253,10 +267,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     scaled = require_scales(model) if own.after_scales else None
     place = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
     made = {
-        "checkpoint": str(run.checkpoint),
         "global_step": step,
         "folder": str(folder.resolve()),
         "size": own.size and list(own.size),
+        **model_hashes(cast(nn.Module, model), run.model),
     }
     root = folder_for(place, made)
     check_place(root, "choose another --outdir")
@@ -264,13 +278,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = Images(model, folder, own.size, bar)
         kept: list[Named] = []
         noted = first_of(images.read(paths), kept)
-        scores = reconstruct(model, noted, own.batch_size, root, bar)
+        scores = reconstruct(model, noted, own.batch_size, root, bar, made=made)
     if scaled is not None:
         rows, labels = rows_of_scales(scaled, kept)
         with atomic_path(root / "after_scales.jpg", advice=ADVICE) as partial:
             grid(rows, labels, side=SIDE).save(partial, format="JPEG", quality=95)
     with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
-        partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
+        about = {**scores, "checkpoint": str(run.checkpoint), **made}
+        partial.write_text(json.dumps(about, indent=2) + "\n")
     print(summary(scores))
     made_of = counted(scores["images"], "reconstruction")
     print(f"{made_of}, comparison.jpg and metrics.json are in {root}")

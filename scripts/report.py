@@ -26,8 +26,8 @@ from taming.checkpoint import run_config
 from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
 from taming.data.checks import damage_found_later
-from taming.downloads import file_hash
 from taming.errors import UserError, absence, command, end_with_damaged
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data.datasets["validation"] = Subset(data.datasets["validation"], validation.kept)
     report = make_report(model, data.val_dataloader, sets, outdir)
     report["metrics"]["samples"]["folder"] = str(samples)
-    report["protocol"] |= {"checkpoint_hash": file_hash(run.checkpoint), "global_step": step}
+    report["protocol"] |= describe_checkpoint(run, step)
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     write(report, seconds, model.device, line, outdir)
     print_report(report["metrics"])

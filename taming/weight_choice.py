@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Any
 
 from taming.errors import UserError
 
@@ -46,6 +47,12 @@ class WeightChoice:
                 f"--weights takes {RAW} or {EMA}, not '{self.kind}'; or, to sample on a CPU, "
                 f"{INT8}, also with one of them, as {RAW},{INT8}"
             )
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values: `weights` as the flag takes them, None without it; `parts` if not all."""
+        named = [name for name in (self.kind, INT8 if self.int8 else None) if name]
+        parts = {"parts": list(self.parts)} if self.parts else {}
+        return {"weights": ",".join(named) or None, **parts}
 
 
 # What a command line says; None: nothing.

@@ -111,6 +111,13 @@ def normal_path(path: str | Path) -> Path:
     return Path(os.path.abspath(path)) if path.name in ("", "..") else path
 
 
+def name_of(run: str, runs: Iterable[str] = ()) -> str:
+    """What a run is called among `runs`: its folder, with the way to it if others are called so."""
+    short = Path(run).name or run
+    same = [other for other in runs if (Path(other).name or other) == short]
+    return short if len(same) < 2 else run
+
+
 def run_folder_of(path: Path) -> Path:
     """The folder of the run that a checkpoint, or the folder of checkpoints, belongs to."""
     folder = path.parent if path.is_file() else path

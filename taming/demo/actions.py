@@ -16,7 +16,9 @@ from taming.demo.desk import Desk
 from taming.demo.gallery import show_gallery, show_regions
 from taming.demo.guided import show_guidance
 from taming.demo.history import history, show_history
+from taming.demo.plain_text import escaped
 from taming.demo.runs import Loaded
+from taming.errors import UserError, sentence
 
 
 class Action(NamedTuple):
@@ -59,4 +61,7 @@ def show_actions(desk: Desk) -> None:
     fitting = [action for action in ACTIONS if action.fits(desk.loaded)]
     for action, tab in zip(fitting, st.tabs([action.name for action in fitting]), strict=True):
         with tab:
-            action.show(desk)
+            try:
+                action.show(desk)
+            except UserError as error:  # the other tabs go on
+                st.error(escaped(sentence(error)))

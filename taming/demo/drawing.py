@@ -110,9 +110,9 @@ class Drawn:
 
 def _as_text(value: object) -> str:
     """A setting under an image: of prompts their names, and weights other than 1."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, list):
         return str(value)
-    return " + ".join(name if w == 1 else f"{name}:{w:g}" for name, w in value.items())
+    return " + ".join(name if w == 1 else f"{name}:{w:g}" for name, w in value)
 
 
 def as_png(image: Image.Image, record: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from taming.demo.history import history, show_changed, spaced, undo
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.demo.plain_text import escaped
 from taming.demo.runs import load
+from taming.demo.settings import known_to
 from taming.pictures import enlarged
 from taming.sampling.sizes import pixels_per_token
 
@@ -62,8 +63,10 @@ def show_regions(desk: Desk) -> None:
         "new seed, and all other codes are kept."
     )
     if marked is not None and (at_once or pressed):
-        kept = kept_tokens(marked, cell)
-        show_changed(draw_again(model, result, number, kept, desk.settings))
+        kept, settings = kept_tokens(marked, cell), desk.settings
+        if result.run != desk.run:
+            settings = known_to(model, settings, result.indices[number].numel())
+        show_changed(draw_again(model, result, number, kept, settings))
         st.rerun()
 
 

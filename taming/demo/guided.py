@@ -13,9 +13,8 @@ from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn, requests_for_inputs
 from taming.demo.history import history, show_new
 from taming.demo.paper import kept_tokens, paint_mask
-from taming.demo.plain_text import escaped
 from taming.demo.runs import load
-from taming.errors import UserError, sentence
+from taming.errors import UserError
 from taming.guidance import CodeGrids, GuideSettings, GuideStep, Objective, Start, guide
 from taming.guidance.arguments import Guide
 from taming.guidance.encoders import ClassEncoder, ImageEncoder, TextEncoder
@@ -58,13 +57,6 @@ def show_guidance(desk: Desk) -> None:
     if not desk.guide.given:
         st.caption(NOBODY)
         return
-    try:
-        _show(desk)
-    except UserError as error:  # the other tabs go on
-        st.error(escaped(sentence(error)))
-
-
-def _show(desk: Desk) -> None:
     encoder = load_guide(desk.guide, desk.model.device)
     prompts, upload, label = _choose_prompts(encoder, desk.loaded.names)
     begun = _choose_start(desk)
@@ -172,7 +164,7 @@ def draw_guided(
     guided = guide(stage, objective, settings, start=begun.start, on_step=show)
     place.empty()
     bar.empty()
-    prompts = {target.name: target.weight for target in objective.targets}
+    prompts = [[target.name, target.weight] for target in objective.targets]
     return Drawn(
         begun.run,
         images=(to_pillow(guided.image),),

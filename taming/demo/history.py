@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import streamlit as st
 from PIL import Image, ImageOps
 
+from taming.checkpoint.runs import name_of
 from taming.demo.drawing import Drawn, zipped
 from taming.demo.links import forget_problems
 from taming.demo.plain_text import escaped
-from taming.demo.runs import name_of
 from taming.pictures import enlarged
 
 MOST_ENTRIES = 40

@@ -201,8 +201,9 @@ class Choices:
     def address(self) -> str:
         """The link to what is chosen now."""
         ordered = {name: self.values[name] for name in NAMES if name in self.values}
-        host = st.context.headers.get("Host", "")
-        return f"{f'http://{host}/' if host else ''}?{urlencode(ordered)}"
+        page = st.context.url  # as the browser sees it
+        start = f"{page.rstrip('/')}/" if page else ""
+        return f"{start}?{urlencode(ordered)}"
 
     def show_problems(self) -> None:
         """What was wrong with the link, until something is drawn."""

@@ -63,17 +63,23 @@ def colors(count: int) -> list[str]:
 
 
 def labels_of(names: Sequence[str]) -> list[Label]:
-    """A label of each name, in the color before it if there is one: `120 190 80 grass`."""
-    pairs = zip(names, colors(len(names)), strict=True)
-    return [_in_own_color(name) or Label(name, color) for name, color in pairs]
+    """A label of each name, in the color before it if there is one: `120 190 80 grass`.
+
+    Those without a name, as of an empty line, are called by their numbers.
+    """
+    pairs = enumerate(zip(names, colors(len(names)), strict=True))
+    return [
+        _in_own_color(name) or Label(name.strip() or f"label {number}", color)
+        for number, (name, color) in pairs
+    ]
 
 
 def _in_own_color(line: str) -> Label | None:
-    *rgb, name = line.split(maxsplit=3)
+    *rgb, name = line.split(maxsplit=3) or [""]
     if len(rgb) != 3 or not all(part.isascii() and part.isdecimal() for part in rgb):
         return None
     values = [int(part) for part in rgb]
-    return Label(name, f"#{bytes(values).hex()}") if max(values) < 256 else None
+    return Label(name.strip(), f"#{bytes(values).hex()}") if max(values) < 256 else None
 
 
 def check_size(height: int, width: int) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from taming.checkpoint.runs import runs_in
+from taming.checkpoint.runs import name_of, runs_in
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.data.seeding import SeededDataset
 from taming.demo.links import Choices
@@ -58,13 +58,6 @@ def has_transformer(run: Path) -> bool:
         return any("transformer_config" in read_text(path) for path in configs)
     except (OSError, ValueError):
         return False
-
-
-def name_of(run: str, others: Sequence[str] = ()) -> str:
-    """What a run is called on the page: its folder, with the way to it if others are called so."""
-    short = Path(run).name or run
-    same = [other for other in others if (Path(other).name or other) == short]
-    return short if len(same) < 2 else run
 
 
 def choose_run(choices: Choices, given: Sequence[str]) -> str:

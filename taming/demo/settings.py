@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ def _choose_way(model: Net2NetTransformer, choices: Choices) -> dict[str, Any]:
     if steps < codes:
         return {"order": order, "steps": steps}
     return {} if order == ORDERS[usual] else {"order": order}
+
+
+def known_to(model: Net2NetTransformer, settings: SampleSettings, codes: int) -> SampleSettings:
+    """Settings that were chosen for another model: what this one has no choice of is as usual."""
+    if not model.cond_drop:
+        settings = replace(settings, guidance=1.0, guidance_schedule="constant")
+    steps = settings.steps if model.masked or model.reading.any else None
+    order = settings.order if model.reading.any else None
+    return replace(settings, order=order, steps=None if steps is None else min(steps, codes))
 
 
 def choose_kept(

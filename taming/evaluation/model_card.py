@@ -13,9 +13,11 @@ import yaml
 
 from taming.checkpoint import HubName
 from taming.errors import UserError
+from taming.evaluation.checkpoints import HASH, is_of
 from taming.evaluation.results import Result, markdown_table, read_result
 from taming.evaluation.tasks.fidelity import flattened
 from taming.shipped import config_names
+from taming.weight_choice import WeightChoice
 
 LIBRARY = "taming-transformers"
 # The hub's names of tasks, and ours.
@@ -24,7 +26,7 @@ IMAGES, RECONSTRUCTION = (
     ("image-to-image", "image reconstruction"),
 )
 _REPORTS = ("evaluation/**/*.json", "report/report.json", "report.json")
-# Which of a result's sets the numbers are of.
+# Which of a result's sets its images are compared with, the dataset that the hub shows.
 _SETS = ("reference", "training", "images", "validation")
 _COUNTS = ("images", "named", "seconds")
 
@@ -36,9 +38,9 @@ class Card:
     Attributes:
         name: where the model will be.
         config: the run's, with its section `model`.
-        run: the name of its folder.
+        run: the name of its folder, which may say the config.
         step: the global step of its checkpoint.
-        results: by file, see `results_of`.
+        results: its own by file, see `results_of`.
         license: as the hub calls it, such as "mit".
         tags: beside those of all our models.
         subcommand: of `taming`, with which the model is used.
@@ -80,20 +82,20 @@ class Card:
 
     def _entry(self, result: Result) -> dict[str, Any] | None:
         """A result as an entry of `model-index`; None without a number."""
-        task, title = IMAGES if self.is_transformer else RECONSTRUCTION
         metrics = [
             {"type": name, "name": name, "value": value, "args": {"global_step": self.step}}
-            for name, value in self._numbers(result)
+            for name, value in _numbers(result)
         ]
+        task, title = self._task(result)
         dataset = described_set(result["sets"])
-        return {"task": {"type": task, "name": title}, "dataset": dataset, "metrics": metrics}
+        entry = {"task": {"type": task, "name": title}, "dataset": dataset, "metrics": metrics}
+        return entry if metrics else None
 
-    def _numbers(self, result: Result) -> Iterator[tuple[str, float]]:
-        metrics = result["metrics"]
-        for name, value in flattened(metrics.get(self.run, metrics)):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and math.isfinite(value) and name.rpartition(".")[2] not in _COUNTS:
-                yield name, value
+    def _task(self, result: Result) -> tuple[str, str]:
+        """What was evaluated: a transformer's run may have numbers of its first stage too."""
+        kinds = {about.get("kind") for name, about in result["sets"].items() if name not in _SETS}
+        samples = self.is_transformer and "reconstructions" not in kinds
+        return IMAGES if samples else RECONSTRUCTION
 
     def text(self) -> str:
         """The whole file: metadata, numbers, how to load the model, and its config."""
@@ -120,8 +122,15 @@ class Card:
     def _rows(self) -> Iterator[dict[str, Any]]:
         for file, result in self.results.items():
             dataset = described_set(result["sets"])["name"]
-            for name, value in self._numbers(result):
+            for name, value in _numbers(result):
                 yield {"metric": name, "value": value, "images": dataset, "from": file}
+
+
+def _numbers(result: Result) -> Iterator[tuple[str, float]]:
+    for name, value in flattened(result["metrics"]):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and math.isfinite(value) and name.rpartition(".")[2] not in _COUNTS:
+            yield name, value
 
 
 def described_set(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,10 +148,13 @@ def described_set(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**found, "args": args} if args else found
 
 
-def results_of(folder: Path, checkpoint_hash: str) -> tuple[dict[str, Result], list[str]]:
-    """The results in a run's folder, by file, and the files of those of other checkpoints.
+def results_of(
+    folder: Path, checkpoint_hash: str, choice: WeightChoice
+) -> tuple[dict[str, Result], list[str]]:
+    """The results in a run's folder, by file, and the files of those of other weights.
 
-    What is no result of an evaluation, such as a cache, is left out.
+    Weights are those that were chosen of a checkpoint. Of a result of several, only the numbers of
+    these are kept. What is no result of an evaluation, such as a cache, is left out.
     """
     found, others = dict[str, Result](), list[str]()
     for path in sorted({path for pattern in _REPORTS for path in folder.glob(pattern)}):
@@ -151,15 +163,30 @@ def results_of(folder: Path, checkpoint_hash: str) -> tuple[dict[str, Result], l
         except UserError:
             continue
         name = path.relative_to(folder).as_posix()
-        if _is_of(result, checkpoint_hash):
-            found[name] = result
-        else:
+        own = own_part(result, checkpoint_hash, choice)
+        if own is None:
             others.append(name)
+        else:
+            found[name] = own
     return found, others
 
 
-def _is_of(result: Result, checkpoint_hash: str) -> bool:
-    """Whether no other checkpoint than this one, or this one among others, was evaluated."""
-    values = (*flattened(result["protocol"]), *flattened(result["sets"]))
-    hashes = {value for name, value in values if name.endswith("checkpoint_hash")}
-    return not hashes or checkpoint_hash in hashes
+def own_part(result: Result, checkpoint_hash: str, choice: WeightChoice) -> Result | None:
+    """What a result says of these weights; None if it is of others.
+
+    Numbers of several models are in groups, of which each has a set of its name: names are those
+    of folders when they were evaluated. Other results are of one model, or do not say of which.
+    """
+    metrics, sets = result["metrics"], result["sets"]
+    evaluated = {name: about for name, about in sets.items() if HASH in about}
+    own = [name for name, about in evaluated.items() if is_of(about, checkpoint_hash, choice)]
+    if groups := [name for name in evaluated if isinstance(metrics.get(name), Mapping)]:
+        name = next((name for name in groups if name in own), None)
+        if name is None:
+            return None
+        kept = {key: about for key, about in sets.items() if key not in groups or key == name}
+        return {**result, "metrics": metrics[name], "sets": kept}
+    if HASH in result["protocol"]:
+        return result if is_of(result["protocol"], checkpoint_hash, choice) else None
+    named = [name for name in evaluated if name not in _SETS]
+    return result if not named or any(name in own for name in named) else None

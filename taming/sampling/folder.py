@@ -36,7 +36,7 @@ RECORD = "sampling"
 ADVICE = "finished samples stay, and the same command goes on with the rest"
 FILES = "files"  # in a record: the hashes of the files that flags name, by these
 # What differs if hashes do.
-_OTHER = {
+OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
     "config": "another config of the model (by --base or overrides)",
     "condition_hash": "another condition (what it comes from has changed)",
@@ -147,7 +147,7 @@ class SampleFolder:
             return wanted
         folders = (self._folder_of(label) for label in labels)
         first = next((path for folder in folders for path in sorted(folder.glob("*.png"))), None)
-        before = {} if first is None else _record_of(first)
+        before = {} if first is None else record_of(first)
         size: int = before.get("batch_size", min(wanted, most))
         self.record["batch_size"] = size
         return size
@@ -172,7 +172,7 @@ class SampleFolder:
 
 
 def _check_record(path: Path, wanted: Mapping[str, Any]) -> None:
-    record = _record_of(path)
+    record = record_of(path)
     for key, value in wanted.items():
         if record.get(key, value) != value:
             raise UserError(
@@ -185,11 +185,11 @@ def _difference(key: str, before: Any, now: Any) -> str:
     if key == FILES:
         name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
         return f"another content of the file of --{name}"
-    return _OTHER.get(key) or f"{key} {before}, not {now}"
+    return OTHER.get(key) or f"{key} {before}, not {now}"
 
 
-def _record_of(path: Path) -> dict[str, Any]:
-    """How a sample was made; raises `UserError` for what is no PNG."""
+def record_of(path: Path) -> dict[str, Any]:
+    """How an image was made, empty if it does not say; raises `UserError` for what is no PNG."""
     try:
         with Image.open(path) as image:
             record: dict[str, Any] = json.loads(image.info.get(RECORD, "{}"))

@@ -66,6 +66,14 @@ def condition_hash(scene: Scene, builder: SceneBuilder) -> str:
     return hashlib.sha256(scene.tokens(builder).contiguous().numpy().data).hexdigest()
 
 
+def number_of_layout(condition: str) -> int:
+    """Of a written layout, what scenes of data have their places for: its samples' random numbers.
+
+    `condition` is its `condition_hash`: they are the same whichever layouts are sampled beside it.
+    """
+    return int(condition[:8], 16) >> 1  # 31 bits: with a sample's number, below 2^63
+
+
 def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
     """The dataset of scenes in a `SeededDataset`, as `builder_of` has checked."""
     assert isinstance(seeded.dataset, AnnotatedObjectsDataset)

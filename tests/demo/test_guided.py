@@ -78,7 +78,7 @@ def test_a_class_then_a_part_of_the_image(
     page.number_input(key="seed").set_value(5)
     first = guided(page)
     record = record_of(first)
-    assert (record["prompts"], record["steps"], record["seed"]) == ({"class 2": 1.0}, 3, 5)
+    assert (record["prompts"], record["steps"], record["seed"]) == ([["class 2", 1.0]], 3, 5)
     assert "8 x 8 pixels, seed 5, steps 3, prompts class 2" in captions(page)[-1]
     # The page's guide does what scripts/guide.py does.
     from taming.guidance import CodeGrids, GuideSettings, Objective, guide, load_classifier_guide
@@ -125,16 +125,18 @@ def test_texts_and_an_image(
     page.text_area(key="prompts").set_value("red:-1").run()
     page.button(key="guide").click().run()
     assert "no prompt has a weight above 0" in error_of(page)
-    page.text_area(key="prompts").set_value("red:0.5\n\ngreen:-1:2").run()
+    page.text_area(key="prompts").set_value("red:0.5\n\ngreen:-1:2\nred").run()
     page.number_input(key="guide steps").set_value(2)
-    assert record_of(guided(page))["prompts"] == {"red": 0.5, "green:-1": 2.0}
+    drawn = guided(page)
+    assert record_of(drawn)["prompts"] == [["red", 0.5], ["green:-1", 2.0], ["red", 1.0]]
+    assert "prompts red:0.5 + green:-1:2 + red" in drawn.caption
     from taming.demo import guided as module
 
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
     upload = SimpleNamespace(name="blue.png", getvalue=(tmp_path / "blue.png").read_bytes)
     monkeypatch.setattr(module.st, "file_uploader", lambda *_, **__: upload)
     page.text_area(key="prompts").set_value("").run()
-    assert record_of(guided(page))["prompts"] == {"blue.png": 1.0}
+    assert record_of(guided(page))["prompts"] == [["blue.png", 1.0]]
     expected = torch.tensor([-0.5, -0.5, 0.5])
     assert any(seen.mean(dim=(0, 2, 3)).sub(0.5).allclose(expected) for seen in colors.seen)
 

@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from PIL import Image
@@ -53,8 +54,21 @@ def test_a_link_is_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options["seed"], len(requests), requests[0].label) == (11, 2, 4)
     assert (requests[0].known >= 0)[:3].all() and (requests[0].known < 0)[3:].all()
     assert linked(page) == dict(part.split("=") for part in LINK.split("&"))
+    assert page.code[0].value.startswith("?run=run&")
+
+
+def test_the_address_that_is_shown_opens_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that in the browser, below a path, by https or behind a proxy as well."""
+    from streamlit.runtime.context import ContextProxy
+
+    place = "https://example.org/demo/"
+    monkeypatch.setattr(ContextProxy, "url", property(lambda _: place[:-1]))
+    page = page_of(monkeypatch, LINK)
     address = page.code[0].value
-    assert address.startswith(("?", "http://")) and "seed=11" in address and "class=4" in address
+    assert address.startswith(f"{place}?run=run&") and "scale=1.5" in address
+    query = dict(parse_qsl(urlsplit(address).query))
+    again = page_of(monkeypatch, "&".join(f"{name}={value}" for name, value in query.items()))
+    assert not again.warning and again.code[0].value == address and linked(again) == linked(page)
 
 
 def test_the_address_follows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from taming.demo.painting import colors
+from taming.errors import UserError
+from taming.sampling import SampleSettings
 from taming.sampling.folder import RECORD
 from tests.kit.demo import Canvas, app, captions, error_of, note_calls, painted, sampled
 from tests.kit.models import transformer_config
@@ -44,12 +46,12 @@ def test_a_segmentation_is_painted(monkeypatch: pytest.MonkeyPatch) -> None:
     canvas = Canvas(monkeypatch)
     calls = note_calls(monkeypatch)
     names = Path("names.txt")
-    names.write_text("120 180 230 blue sky\nsea\n300 0 0 sand\n1 2 3\n")
+    names.write_text("120 180 230 blue sky\n  \n300 0 0 sand\n1 2 3\n")
     link = "source=a painting&begin=1"
     page = page_of("labels", monkeypatch, link, "--label_names", str(names))
     given = canvas.given["labels canvas"]
     names_given = [label["name"] for label in given["labels"]]
-    assert names_given == ["blue sky", "sea", "300 0 0 sand", "1 2 3"]
+    assert names_given == ["blue sky", "label 1", "300 0 0 sand", "1 2 3"]
     own, *others = [label["color"] for label in given["labels"]]
     assert own == "#78b4e6" and others == colors(4)[1:]
     assert given["background"].startswith("data:image/png;base64,")
@@ -217,6 +219,32 @@ def test_a_region_is_drawn_again_and_that_is_undone(monkeypatch: pytest.MonkeyPa
     page.button(key="undo").click().run()  # the canvas still has what was clicked before
     assert page.session_state.result is first and len(calls) == 1
     assert page.button(key="undo").disabled
+
+
+def test_regions_of_a_result_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By those of the settings that its model knows; what it refuses leaves the other tabs."""
+    canvas, kinds = Canvas(monkeypatch), {"first": {}, "second": {"cond_drop": 0.1}}
+    first, second = (tiny_run(Path(n), transformer_config(**more)) for n, more in kinds.items())
+    page = app(monkeypatch, first, "-r", str(second), link="run=first")
+    sampled(page)
+    page.selectbox(key="run").set_value("second").run()
+    page.slider(key="guidance").set_value(2.0)
+    page.slider(key="temperature").set_value(0.5).run()
+    calls = note_calls(monkeypatch)
+    clicked(monkeypatch, canvas, page)
+    ((_, settings, _),) = calls
+    assert settings == SampleSettings(0.5, 20, 1.0) and page.session_state.result.run == "first"
+
+    def refuses(*_: Any) -> None:
+        raise UserError("not so")
+
+    from taming.demo import gallery
+
+    monkeypatch.setattr(gallery, "draw_again", refuses)
+    page.toggle(key="at once").set_value(False).run()
+    clicked(monkeypatch, canvas, page)
+    page.button(key="again").click().run()
+    assert error_of(page) == "not so" and page.button(key="compare") and page.code
 
 
 def test_regions_may_wait_for_a_button(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from taming.checkpoint import HubName
-from taming.evaluation.model_card import Card, described_set, results_of
+from taming.evaluation.model_card import Card, described_set, own_part, results_of
+from taming.weight_choice import WeightChoice
 
 NONE: dict[str, Any] = {"versions": {}, "hardware": {}, "command": []}
 
@@ -29,15 +30,80 @@ def test_names_of_datasets(sets: dict[str, Any], expected: dict[str, Any]) -> No
     assert described_set(sets) == expected
 
 
-def test_results_of_several_runs_are_the_own_ones() -> None:
-    metrics = {"mine": {"l1": 0.5, "images": 4}, "another": {"l1": 0.75}}
-    result = {"metrics": metrics, "protocol": {}, "sets": {}, **NONE}
-    config = {"model": {"params": {"transformer_config": {}}}}
-    card = Card(HubName("me/x"), config, "mine", 7, {"evaluation/a.json": result})
-    (entry,) = card.metadata()["model-index"][0]["results"]
-    assert [(each["type"], each["value"]) for each in entry["metrics"]] == [("l1", 0.5)]
-    assert entry["task"]["type"] == "unconditional-image-generation"
+def written(folder: Path, hashes: dict[str, Any], metrics: dict[str, Any], **sets: Any) -> None:
+    """A result of several first stages, whose names are the keys of `hashes`."""
+    kind = {"kind": "reconstructions"}
+    described = {name: {**kind, "checkpoint_hash": value} for name, value in hashes.items()}
+    result = {"metrics": metrics, "protocol": {}, "sets": {"images": {}, **described, **sets}}
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation" / "a.json").write_text(json.dumps(result | NONE))
+
+
+def values(card: Card) -> list[tuple[str, str, float]]:
+    """Task, metric and value of all numbers that the hub reads."""
+    return [
+        (entry["task"]["type"], each["type"], each["value"])
+        for index in card.metadata().get("model-index", [])
+        for entry in index["results"]
+        for each in entry["metrics"]
+    ]
+
+
+@pytest.mark.parametrize("run", ["X", "renamed"])
+def test_results_of_several_checkpoints_are_the_own_ones(run: str, tmp_path: Path) -> None:
+    """Whatever the folder is called, and whichever checkpoint of it was evaluated first."""
+    numbers = {"X": {"l1": 0.75}, "X last": {"l1": 0.5, "images": 4}, "Y": {"l1": 0.25}}
+    written(tmp_path, {"X": "epoch 3", "X last": "last", "Y": "other"}, numbers)
+    found, others = results_of(tmp_path, "last", WeightChoice())
+    card = Card(HubName("me/x"), {"model": {"params": {}}}, run, 7, found)
+    assert not others and values(card) == [("image-to-image", "l1", 0.5)]
+    assert "l1" in card.text() and "0.75" not in card.text() and "0.25" not in card.text()
     assert "license" not in card.metadata() and "base_config" not in card.metadata()
+    assert results_of(tmp_path, "first", WeightChoice()) == ({}, ["evaluation/a.json"])
+
+
+def test_tasks_are_those_of_the_results(tmp_path: Path) -> None:
+    """A transformer's run may have numbers of its first stage; a result may have no number."""
+    written(tmp_path, {"X": "1"}, {"X": {"rfid": 2.5}})
+    for name, metrics in (("b", {"fid": 4.5}), ("c", {"fid": "nan"})):
+        result = {"metrics": metrics, "protocol": {}, "sets": {"samples": {"kind": "run"}}, **NONE}
+        (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(result))
+    found, _ = results_of(tmp_path, "1", WeightChoice())
+    card = Card(HubName("me/x"), {"model": {"params": {"transformer_config": {}}}}, "X", 7, found)
+    own = ("unconditional-image-generation", "fid", 4.5)
+    assert len(found) == 3 and values(card) == [("image-to-image", "rfid", 2.5), own]
+    assert len(card.metadata()["model-index"][0]["results"]) == 2
+
+
+def test_a_reference_is_not_what_was_evaluated(tmp_path: Path) -> None:
+    sets = {"samples": {"checkpoint_hash": "other"}, "reference": {"checkpoint_hash": "own"}}
+    result = {"metrics": {"fid": 1.5}, "protocol": {}, "sets": sets, **NONE}
+    assert own_part(result, "own", WeightChoice()) is None
+    assert own_part(result, "other", WeightChoice()) == result
+
+
+@pytest.mark.parametrize(
+    ("measured", "pushed", "own"),
+    [
+        (None, None, True),
+        (None, "raw", False),
+        ("raw", None, False),
+        ("raw", "raw", True),
+        ("ema", None, True),  # without the flag, the average is taken where there is one
+        (None, "ema", True),
+        ("raw", "ema", False),
+        ("raw,int8", "raw", False),
+        ("int8", None, False),
+    ],
+)
+def test_numbers_of_other_weights_of_the_same_file(
+    measured: str | None, pushed: str | None, own: bool
+) -> None:
+    about = {"checkpoint_hash": "1", **WeightChoice.parse(measured).describe()}
+    result = {"metrics": {"l1": 0.5}, "protocol": about, "sets": {}, **NONE}
+    assert (own_part(result, "1", WeightChoice.parse(pushed)) is not None) is own
+    part = result | {"protocol": about | WeightChoice.parse(measured, ["encoder"]).describe()}
+    assert own_part(part, "1", WeightChoice.parse(pushed)) is None
 
 
 def test_what_is_no_result_is_left_out(tmp_path: Path) -> None:
@@ -45,5 +111,5 @@ def test_what_is_no_result_is_left_out(tmp_path: Path) -> None:
     result = {"metrics": {}, "protocol": {}, "sets": {"a": {"checkpoint_hash": "1"}}, **NONE}
     (tmp_path / "report" / "report.json").write_text(json.dumps(result))
     (tmp_path / "report.json").write_text("[1]")
-    assert results_of(tmp_path, "1")[0].keys() == {"report/report.json"}
-    assert results_of(tmp_path, "2") == ({}, ["report/report.json"])
+    assert results_of(tmp_path, "1", WeightChoice())[0].keys() == {"report/report.json"}
+    assert results_of(tmp_path, "2", WeightChoice()) == ({}, ["report/report.json"])

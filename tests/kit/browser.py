@@ -20,7 +20,7 @@ PATIENCE = 120  # seconds
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
 FLAGS += ["--remote-debugging-pipe", "--disable-dev-shm-usage", "--disable-extensions"]
 KEYS = {"Delete": 46, "Enter": 13, "ArrowRight": 39, "ArrowDown": 40, " ": 32, "Tab": 9, "z": 90}
-KEYS |= {"b": 66, "e": 69, "f": 70, "n": 78, "]": 221, "[": 219}
+KEYS |= {"b": 66, "e": 69, "f": 70, "n": 78, "]": 221, "[": 219, ".": 190, ",": 188}
 
 Point = tuple[float, float]
 

@@ -101,7 +101,8 @@ def test_two_quantizers_of_the_digits(
     Path("plain.yaml").write_text(SMALL)
     main(words)
     assert len(trained) == 3  # the first run is there
-    main([*words, "--recipe", "own_vqgan.yaml"])
+    main([*words[:-2], "--recipe", "own_vqgan.yaml"])  # beside the whole course's table
+    assert [path.name for path in Path("comparison").iterdir()] == ["own_vqgan_2_steps"]
     assert trained[3:] == ["plain_2_steps_seed0"]
     assert "model.base_learning_rate was 0.0001 and is 0.0002" in capsys.readouterr().out
 

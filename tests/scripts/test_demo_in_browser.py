@@ -41,17 +41,18 @@ IDLE = "document.querySelector('[data-testid=stApp]').dataset.testScriptState ==
 
 
 @contextmanager
-def served(run: Path, data: Path) -> Iterator[str]:
-    """The demo's address while its server runs."""
+def served(run: Path, data: Path, below: str = "") -> Iterator[str]:
+    """The demo's address while its server runs, `below` a path of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true"]
+    flags += [f"--server.baseUrlPath={below}"]
     command = [sys.executable, "-m", "taming", "demo", *flags]
     given = ["-r", str(run), "-b", str(data), "--device", "cpu"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     server = subprocess.Popen([*command, *given], cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}{below and f'/{below}'}"
     try:
         _wait_for(f"{address}/_stcore/health", server)
         yield address
@@ -72,12 +73,14 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def opened(tmp_path: Path, kind: dict[str, Any], link: str = "", **window: Any) -> Iterator[Page]:
+def opened(
+    tmp_path: Path, kind: dict[str, Any], link: str = "", *, below: str = "", **window: Any
+) -> Iterator[Page]:
     """The demo of a tiny run in a browser, ready to sample."""
     pytest.importorskip("streamlit")
     run = tiny_run(tmp_path / "run", transformer_config(**kind))
     data = write_scenes(tmp_path) if kind is SCENES else write_data(tmp_path / "data.yaml")
-    with served(run, data) as address, browser(tmp_path / "browser") as page:
+    with served(run, data, below) as address, browser(tmp_path / "browser") as page:
         page.window(**{"width": 1400, "height": 1000, **window})
         page.open(f"{address}/?{link}")
         page.wait(SAMPLE)
@@ -148,6 +151,20 @@ def test_a_link_opens_what_it_says_and_a_bad_one_says_what_is_wrong(tmp_path: Pa
     with opened(tmp_path, {}, "seed=7&class=3&top_k=5&temperature=hot") as page:
         page.text("the link's temperature is 'hot'; it is no number")
         sample(page, "8 x 8 pixels, seed 7, temperature 1.0, top k 5")
+        assert "class=3" in page.run("location.search")
+
+
+def test_the_link_that_is_shown_opens_what_is_chosen(tmp_path: Path) -> None:
+    """Also where the page is below a path of its server."""
+    with opened(tmp_path, {}, "seed=7&class=3", below="demo") as page:
+        tab(page, "Share")
+        shown = page.wait("document.querySelector('[data-testid=stCode] code').innerText")
+        assert "/demo/?" in shown and "seed=7" in shown
+        page.open("about:blank")
+        page.open(shown)
+        page.wait(SAMPLE)
+        page.wait(IDLE)
+        sample(page, "8 x 8 pixels, seed 7")
         assert "class=3" in page.run("location.search")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from scripts.evaluate_scenes import main
+from scripts.evaluate_scenes import Job, main
 from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource
@@ -56,6 +56,13 @@ def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None
     make_scene_samples(["-r", str(run), "-o", str(tmp_path), "-R", "8,8", *own, "--device", "cpu"])
     written = FolderSource(tmp_path / "7_3_0.7" / "samples")
     assert written.fingerprint() == result["sets"]["samples"]["fingerprint"]
+
+
+def test_scenes_of_other_weights_of_the_same_file_are_others(run: Path) -> None:
+    command = ["-r", str(run), *SMALL, *TINY, "-n", "2"]
+    raw, usual = Job([*command, "--weights", "raw"]).samples, Job(command).samples
+    assert (raw.describe()["weights"], usual.describe()["weights"]) == ("raw", None)
+    assert raw.content_key() != usual.content_key()
 
 
 def test_data_of_another_config(run: Path, tmp_path: Path) -> None:

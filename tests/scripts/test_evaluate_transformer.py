@@ -77,7 +77,7 @@ def test_numbers_tables_and_plots(run: Path, capsys: pytest.CaptureFixture[str])
     assert positions.shape == (4, 4)
     assert float(positions.mean()) == pytest.approx(expected.nats_per_token, rel=1e-6)
     assert result["sets"]["images"]["images"] == 7
-    assert result["protocol"]["global_step"] == 7
+    assert result["protocol"]["global_step"] == 7 and result["protocol"]["weights"] is None
     text = (run / "evaluation" / "transformer.md").read_text()
     assert "| nats_per_token" in text and "| class |" in text and "](positions.png)" in text
     for name in ("positions", "classes"):
@@ -133,12 +133,13 @@ def test_what_decides_items_and_numbers_is_in_the_key(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: list[str] = []
+    seeds: list[int] = []
     maps: list[Any] = []
 
     def stop(self: Any, source: Any, make: Any, key: str, label: str) -> None:
         keys.append(key)
         assert isinstance(source, ItemSource) and isinstance(source.dataset, Subset)
-        assert source.dataset.dataset.seed == len(keys) - 1
+        seeds.append(source.dataset.dataset.seed)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -149,7 +150,11 @@ def test_what_decides_items_and_numbers_is_in_the_key(
             if seed == 1:
                 checkpoint = torch.load(run / "checkpoints" / "last.ckpt")
                 torch.save(checkpoint | {"global_step": 8}, run / "checkpoints" / "last.ckpt")
-    assert len(set(keys)) == 3
+        for weights in (("--weights", "raw"), ()):
+            with pytest.raises(SystemExit):
+                evaluate(run, "--seed", "2", *weights)
+    assert seeds == [0, 1, 2, 2, 2]
+    assert len(set(keys)) == 4 and keys[2] == keys[4]
 
     def draw(values: Any, path: Path, label: str) -> Path:
         maps.append(values)

@@ -92,6 +92,14 @@ def test_classes(run: Path, classifier: str, tmp_path: Path, capsys: Any) -> Non
     guided(run, tmp_path, *flags)
     assert capsys.readouterr().out.endswith("(1 of them new)\n")
     assert (root / "1" / "000001.png").read_bytes() == before
+    gone, film = films[0].with_suffix(".png"), films[0].read_bytes()
+    before = gone.read_bytes()
+    films[0].unlink()  # as if it had been drawn without --film
+    guided(run, tmp_path, *flags[:-1])
+    assert capsys.readouterr().out.endswith("(0 of them new)\n")
+    guided(run, tmp_path, *flags)
+    assert capsys.readouterr().out.endswith("(1 of them new)\n")
+    assert films[0].read_bytes() == film and gone.read_bytes() == before
     with pytest.raises(SystemExit):
         guided(run, tmp_path, *flags, "--lr", "0.2")
     assert "was sampled with lr 0.1, not 0.2: choose another --outdir" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 
 from scripts.linear_probe import main
 from taming.evaluation.metrics.linear_probe import ProbeSettings, probe
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.probe import pooled
 from taming.pictures import to_values
@@ -118,6 +119,22 @@ def test_the_first_images_of_each_class(run: str, images: Path, tmp_path: Path) 
     main([*flags, "--per_class", "4", "-o", str(tmp_path / "out")])
     found = result(tmp_path / "out")["metrics"]["vqgan"]["codes"]
     assert found["images"] == 12 and found["chance"] == pytest.approx(1 / 3)
+
+
+def test_other_weights_do_not_go_on_from_what_these_have_done(
+    run: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+
+    def stopped(self: Any, source: Any, make: Any, key: str, label: str) -> None:
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", stopped)
+    for weights in ([], ["--weights", "raw"], []):
+        with pytest.raises(SystemExit):
+            main(["-r", run, "--images", str(images), *SMALL, *weights])
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.parametrize(

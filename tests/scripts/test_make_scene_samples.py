@@ -43,7 +43,7 @@ def write_scenes(folder: Path) -> Path:
 def sample(run: Path, out: Path, *flags: str) -> Path:
     data = run.parent / "data.yaml"
     main(["-r", str(run), "-b", str(data), "--outdir", str(out), "--device", "cpu", *flags])
-    return out / "7_100_1.0"
+    return next(out.iterdir())
 
 
 @pytest.mark.parametrize("resolution", ["8,8", "12,10"])
@@ -95,7 +95,8 @@ def test_layouts_that_a_person_writes(
     monkeypatch.setattr(script, "sample_images", sampled)
     flags = ("-R", "8,8", "-N", "1", "--seed", "3", "-p", "0.9", "--batch_size", "2")
     root = sample(run, tmp_path / "out", *flags, "--layout", *files)
-    assert given == [(0, 0.9, 2, 3), (1, 0.9, 2, 3)]  # layouts have random numbers of their own
+    (street, *others), (sea, *same) = given
+    assert others == same == [0.9, 2, 3] and street != sea  # random numbers of their own
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     assert names == [
         "layouts/sea.png",
@@ -103,6 +104,23 @@ def test_layouts_that_a_person_writes(
         "samples/sea/000000.png",
         "samples/street/000000.png",
     ]
+
+
+def test_samples_of_a_layout_do_not_depend_on_others(run: Path, tmp_path: Path) -> None:
+    """Whatever their order, and as they are continued."""
+    for name, box in (("a", "[0, 0, 1, 0.5]"), ("b", "[0, 0.25, 0.5, 0.75]")):
+        (tmp_path / f"{name}.yaml").write_text(f"- {{class: person, box: {box}}}\n")
+    first, second = (str(tmp_path / f"{name}.yaml") for name in "ab")
+    flags = ("-R", "8,8", "-t", "3", "--layout")
+    sample(run, tmp_path / "both", "-N", "1", *flags, first, second)
+    root = sample(run, tmp_path / "both", "-N", "2", *flags, second)
+    alone = sample(run, tmp_path / "alone", "-N", "2", *flags, second)
+    pictures = [
+        (place / "samples" / "b" / f"{number:06}.png").read_bytes()
+        for place in (root, alone)
+        for number in (0, 1)
+    ]
+    assert pictures[:2] == pictures[2:] and pictures[0] != pictures[1]
 
 
 def test_a_layout_that_has_changed_is_another_one(
@@ -171,6 +189,7 @@ def test_one_sentence_for_wrong_layouts(
         (["-R", "8,8", "-C", "objects_boxes"], "no condition 'objects_boxes'; did you mean"),
         (["-R", "8,8", "-N", "0"], "--samples_per_layout must be"),
         (["-R", "8,8", "--layout", "nowhere.yaml"], "there is no layout"),
+        (["-R", "8,8", "--layout", "a/x.yaml", "b/x.json"], "a/x.yaml and b/x.json have the same;"),
     ],
 )
 def test_one_sentence_for_wrong_flags(

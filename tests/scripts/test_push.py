@@ -78,6 +78,14 @@ def test_a_dry_run_is_what_is_uploaded_and_what_is_loaded(
     assert all(torch.equal(t, expected.state_dict()[n]) for n, t in model.state_dict().items())
 
 
+def test_numbers_of_the_average_are_not_those_of_raw_weights(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push.main([str(RUN), "me/stage", "--weights", "raw", "--dry_run", "dry"])
+    assert "own.json is of another checkpoint, or of other --weights" in capsys.readouterr().out
+    assert "model-index" not in Path("dry/README.md").read_text("utf-8")
+
+
 def test_the_hub_reads_the_results_of_the_card(hub: Hub) -> None:
     push.main([str(RUN), "me/stage@v1", "--license", "mit", "--dry_run", "dry"])
     card = ModelCard.load(Path("dry/README.md"))

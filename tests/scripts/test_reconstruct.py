@@ -146,6 +146,54 @@ def test_sizes_do_not_take_each_others_place(
     assert "has reconstructions of another folder" in capsys.readouterr().err
 
 
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == code
+    return capsys.readouterr().err
+
+
+def test_a_folder_has_reconstructions_of_one_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same weights and config, by whatever path; also when it was left unfinished."""
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
+    file = run / "checkpoints" / "last.ckpt"
+    content = torch.load(file)
+    average = {f"ema.{n}": t + 0.1 for n, t in content["state_dict"].items()}
+    torch.save(content | {"model_ema": average}, file)
+    monkeypatch.chdir(tmp_path)
+    root = run / "reconstructions" / "images" / "7"
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(script, "grid", stopped)
+        assert "interrupted" in refused(capsys, "-r", "run", "images", code=130)
+    assert (root / "a.png").is_file() and not (root / "metrics.json").exists()
+    for _ in range(2):
+        other = refused(capsys, "-r", "run", "images", "--weights", "raw")
+        assert "has reconstructions of other weights (another checkpoint, or others" in other
+        other = refused(capsys, "-r", "run", "images", "model.params.ddconfig.dropout=0.5")
+        assert "has reconstructions of another config of the model" in other
+        main(["-r", str(run.resolve()), str(folder)])
+    assert json.loads((root / "metrics.json").read_text())["checkpoint"] == str(file.resolve())
+
+
+def test_names_do_not_take_each_others_place(tmp_path: Path) -> None:
+    names = ("a.jpg", "a.jpg.png", "b.jpg", "a.JPG.png.png")
+    folder = image_sizes(tmp_path / "images", dict.fromkeys(names, (8, 8)))
+    run = tiny_run(tmp_path / "run", FIRST_STAGE)
+    main(["-r", str(run), str(folder), "-o", str(tmp_path / "out")])
+    written = {path.name for path in (tmp_path / "out" / "7").glob("*.png")}
+    assert written == {"a.jpg.png.png", "a.jpg.png", "b.jpg.png", "a.JPG.png.png"}
+    main(["-r", str(run), str(folder), "-o", str(tmp_path / "few"), "-n", "1"])
+    (only,) = (tmp_path / "few" / "7").glob("*.png")
+    assert only.read_bytes() == (tmp_path / "out" / "7" / only.name).read_bytes()
+
+
 def test_the_comparison_has_images_beside_their_reconstructions(tmp_path: Path) -> None:
     folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
     main(["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--size", "8"])
@@ -206,9 +254,9 @@ def test_the_bar_counts_finished_images_and_large_ones_are_announced(
             super().__init__(*args, **options)
             bars.append(self)
 
-    def saved(image: Any, path: Path) -> None:
+    def saved(image: Any, path: Path, record: Any) -> None:
         counted.append(bars[0].n)
-        save_png(image, path)
+        save_png(image, path, record)
 
     monkeypatch.setattr(script, "tqdm", Noted)
     monkeypatch.setattr(script, "save_png", saved)

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from scripts import plot_curves as script
 from scripts.plot_curves import main
 from taming.training import curves
 from taming.training.logged_rows import read_values
@@ -68,6 +69,16 @@ def test_the_script_draws_runs_into_the_first_one(
     assert capsys.readouterr().out == f"{run}/curves.png\n"
     with Image.open(run / "curves.png") as picture:
         assert picture.width > picture.height
+
+
+def test_runs_of_one_name_are_all_drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Path]] = []
+    monkeypatch.setattr(script, "plot_curves", lambda runs, *_: given.append(runs))
+    other, third = run.parent / "second" / "run", run.parent / "third"
+    for folder in (other, third):
+        folder.mkdir(parents=True)
+    main(["-r", *map(str, (run, other, third, run / "checkpoints"))])
+    assert given == [{str(run): run, str(other): other, "third": third}]
 
 
 @pytest.mark.parametrize("logs", [False, True])

@@ -60,10 +60,12 @@ export class BoxesSurface {
 
   press(point) {
     this.boxes.press(point, this.reach, this.name);
-    const box = this.boxes.box;
-    if (box) {
-      this.label = this.args.labels.findIndex(({ name }) => name === box.class);
-    }
+  }
+
+  /** The palette shows the class of the box that is chosen, however it was. */
+  follow() {
+    const label = this.args.labels.findIndex(({ name }) => name === this.boxes.box?.class);
+    this.label = label < 0 ? this.label : label;
   }
 
   move(point) {

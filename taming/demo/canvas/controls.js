@@ -110,6 +110,18 @@ export function palette(place, filter, surface, act) {
       event.stopPropagation();
     }
   };
+  /** One of those that are seen can be reached with Tab: the one that is chosen, or the first. */
+  const reachable = () => {
+    const seen = made.filter((one) => !one.hidden);
+    return seen.find((one) => one === made[surface.label]) ?? seen[0];
+  };
+  const update = () => {
+    const first = reachable();
+    made.forEach((one, label) => {
+      one.setAttribute("aria-checked", String(label === surface.label));
+      one.tabIndex = one === first ? 0 : -1;
+    });
+  };
   filter.hidden = labels.length <= 20;
   filter.value = "";
   filter.oninput = () => {
@@ -117,13 +129,15 @@ export function palette(place, filter, surface, act) {
       const words = labels[label].name.toLowerCase();
       one.hidden = labels[label].color === null || !words.includes(filter.value.toLowerCase());
     });
+    update();
   };
-  return () =>
-    made.forEach((one, label) => {
-      const chosen = label === surface.label;
-      one.setAttribute("aria-checked", String(chosen));
-      one.tabIndex = chosen ? 0 : -1;
-    });
+  filter.onkeydown = (event) => {
+    if (event.key === "ArrowDown") {
+      reachable()?.focus();
+      event.preventDefault();
+    }
+  };
+  return update;
 }
 
 /** The boxes by name, so that each can be reached with the keyboard. */

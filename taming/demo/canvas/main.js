@@ -38,6 +38,7 @@ function show() {
 }
 
 function refresh(said = "") {
+  surface.follow?.();
   update();
   show();
   status.textContent = said || surface.describe;
@@ -175,7 +176,7 @@ async function open(args) {
   const old = surface;
   surface = next;
   if (old?.args.mode === args.mode && args.labels.length === old.args.labels.length) {
-    surface.label = old.label;
+    surface.label = surface.paints?.(old.label) === false ? surface.label : old.label;
     surface.tool = old.tool;
     surface.size = Math.min(old.size, (surface.sizes?.length ?? 1) - 1);
   }

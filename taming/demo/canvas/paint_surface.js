@@ -79,6 +79,11 @@ export class PaintSurface {
     return `${tool}, ${this.brush} pixels`;
   }
 
+  /** Whether there is such a label to choose: one without a color is what erasing leaves. */
+  paints(label) {
+    return (this.args.labels[label]?.color ?? null) !== null;
+  }
+
   onGrid(point) {
     return { x: point.x * this.columns, y: point.y * this.lines };
   }
@@ -98,7 +103,10 @@ export class PaintSurface {
     const place = this.onGrid(point);
     this.keyboard = false;
     if (event.altKey) {
-      this.label = this.painting.at(Math.floor(place.x), Math.floor(place.y));
+      const label = this.painting.at(Math.floor(place.x), Math.floor(place.y));
+      if (this.paints(label)) {
+        this.choose(label);
+      }
       return;
     }
     this.painting.begin();

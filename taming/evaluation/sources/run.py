@@ -15,6 +15,7 @@ from taming.checkpoint import find_run, run_config
 from taming.config import without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.sources.images import (
     ALONE,
     Batches,
@@ -102,9 +103,7 @@ class RunSource(ImageSource):
         return {
             "kind": "run",
             "path": str(self.path),
-            "checkpoint": self.run.checkpoint.name,
-            "checkpoint_hash": self.checkpoint_hash,
-            "global_step": self._loaded[1],
+            **describe_checkpoint(self.run, self._loaded[1], self.checkpoint_hash),
             "sampler": self.plan.describe(),
             **self.resizing.describe(),
         }

@@ -19,6 +19,7 @@ from taming.config import without_checkpoint_paths
 from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid_spread import ResampledMoments
 from taming.evaluation.metrics.lpips import Networks
@@ -75,9 +76,7 @@ class LoadedFirstStage:
         return {
             "kind": "reconstructions",
             "path": str(self.run.folder),
-            "checkpoint": self.run.checkpoint.name,
-            "checkpoint_hash": self.checkpoint_hash,
-            "global_step": self.global_step,
+            **describe_checkpoint(self.run, self.global_step, self.checkpoint_hash),
             "model": type(self.model).__name__,
             "f": self.model.downsampling_factor,
             "codes": code_count(self.model.quantize),

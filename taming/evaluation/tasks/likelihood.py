@@ -19,12 +19,14 @@ from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.arguments import CacheArguments
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.images import key_of
 from taming.evaluation.tasks.time_ahead import Part, part_of_pass
 from taming.sampling.arguments import LoadedRun, RunArguments, require_positive
 from taming.sampling.load import data_config, open_dataset
+from taming.weight_choice import weight_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,9 @@ def time_of_run(arguments: RunArguments, own: LikelihoodArguments) -> Part:
 def _identity(arguments: RunArguments, loaded: LoadedRun, checkpoint: str) -> str:
     config = run_config(loaded.run, arguments.base, arguments.overrides, ["model"])
     model = plain(without_checkpoint_paths(config.model))
-    return key_of(checkpoint=checkpoint, config=model, dtype=str(loaded.dtype))
+    return key_of(
+        checkpoint=checkpoint, config=model, dtype=str(loaded.dtype), weights=weight_choice()
+    )
 
 
 def _open_images(own: LikelihoodArguments, data: DictConfig) -> Subset[Any]:
@@ -123,9 +127,8 @@ def _protocol(
     own: LikelihoodArguments, loaded: LoadedRun, checkpoint: str, likelihood: Likelihood
 ) -> dict[str, Any]:
     return {
+        **describe_checkpoint(loaded.run, loaded.step, checkpoint),
         "checkpoint": str(loaded.run.checkpoint),
-        "checkpoint_hash": checkpoint,
-        "global_step": loaded.step,
         "codes": loaded.model.n_codes,
         "code_shape": list(likelihood.shape or ()),
         "order": type(loaded.model.permuter).__name__,
