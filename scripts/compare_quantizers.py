@@ -45,7 +45,7 @@ from taming.program import step_flags, train_apart
 from taming.shipped import config_names, find_config
 from taming.training.logged_times import read_seconds
 
-SCRIPT = "scripts/compare_quantizers.py"
+SCRIPT = "compare_quantizers"
 FOLDER = "quantizers/"  # of the shipped configs
 LOGGED = "train/aeloss"  # whose times tell how fast training was
 PHOTOGRAPHS = "data/photographs"  # where the recipe of that name reads tiles of them

@@ -2,7 +2,7 @@
 
     python scripts/digits.py
 
-The digits come with scikit-learn. `make demo` runs this.
+The digits come with scikit-learn.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from taming.evaluation.reference import SAMPLES
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.images import key_of
 
-SCRIPT = "scripts/evaluate_classes.py"
+SCRIPT = "evaluate_classes"
 
 
 def write(result: dict[str, Any], accuracy: ClassificationAccuracy, outdir: Path) -> Path:

@@ -61,8 +61,9 @@ from taming.evaluation.tasks.sweep import (
     start_of_sweep,
 )
 from taming.evaluation.tasks.time_ahead import Part, extracting, part_of_pass, part_of_sampling
+from taming.shipped import script, script_of
 
-SCRIPT = "scripts/evaluate_fid.py"
+SCRIPT = "evaluate_fid"
 ROWS = 8  # samples in the picture of neighbors
 
 Evaluated = tuple[dict[str, Any], Evaluation]
@@ -97,7 +98,7 @@ class Arguments:
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], list[str]]:
     parser = make_parser(
         "Evaluate SAMPLES against REFERENCE: each a folder of images, a dataset's YAML, a run, its "
-        "checkpoint, or an .npz of scripts/compute_statistics.py (for fid).",
+        f"checkpoint, or an .npz of {script('compute_statistics')} (for fid).",
         EvaluationArguments,
     )
     parser.usage = "%(prog)s SAMPLES REFERENCE [flags]"
@@ -257,9 +258,9 @@ def summary(metrics: Mapping[str, Any]) -> str:
 def reproduce(path: Path, tolerance: float) -> None:
     """Run a result's command again, without any cache, and compare; exit code 1 if it differs."""
     old, start = read_result(path), time.monotonic()
-    script, *arguments = map(str, old["command"])
-    if Path(script).name != Path(SCRIPT).name:
-        raise UserError(f"{path} is a result of {script}; give it to that script")
+    name, arguments = script_of([*map(str, old["command"])])
+    if name != SCRIPT:
+        raise UserError(f"{path} is a result of {script(name)}; give it to that script")
     job = Job([*arguments, "--no_cache"])
     evaluated = job.run()
     if not evaluated:

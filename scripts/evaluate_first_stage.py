@@ -62,7 +62,7 @@ from taming.evaluation.tasks.first_stage_images import FirstStageImages, parse_f
 from taming.evaluation.tasks.time_ahead import Part, part_of_pass
 from taming.sampling.arguments import require_positive
 
-SCRIPT = "scripts/evaluate_first_stage.py"
+SCRIPT = "evaluate_first_stage"
 
 log = logging.getLogger(__name__)
 

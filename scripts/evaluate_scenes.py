@@ -52,7 +52,7 @@ from taming.sampling.arguments import RunArguments, SampleArguments, make_parser
 from taming.sampling.load import data_config, load_transformer, open_dataset
 from taming.sampling.sizes import tokens_for
 
-SCRIPT = "scripts/evaluate_scenes.py"
+SCRIPT = "evaluate_scenes"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from taming.evaluation.tasks.likelihood import LikelihoodArguments, measure_run,
 from taming.evaluation.tasks.time_ahead import Part
 from taming.sampling.arguments import RunArguments, make_parser
 
-SCRIPT = "scripts/evaluate_transformer.py"
+SCRIPT = "evaluate_transformer"
 
 
 @dataclass(frozen=True, kw_only=True)

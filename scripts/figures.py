@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taming.checkpoint import Run
-from taming.command_line import flag, from_flags, parse
+from taming.command_line import Parser, flag, from_flags, parse
 from taming.config import did_you_mean
 from taming.devices import device_of_command, own_share
 from taming.errors import UserError, command
@@ -227,10 +227,11 @@ FIGURES: dict[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__)
-        for draw in FIGURES.values():
+        parser = Parser(description=__doc__)
+        parser.add_argument("figure", choices=[*FIGURES])
+        for show in (parser.parse_args, *FIGURES.values()):
             with suppress(SystemExit):
-                draw(["--help"])
+                show(["--help"])
         raise SystemExit(0)
     if name not in FIGURES:
         hint = did_you_mean(name, FIGURES)

@@ -45,7 +45,7 @@ from taming.evaluation.tasks.probe import (
 from taming.sampling.arguments import require_positive
 from taming.weight_choice import weight_choice
 
-SCRIPT = "scripts/linear_probe.py"
+SCRIPT = "linear_probe"
 
 log = logging.getLogger(__name__)
 

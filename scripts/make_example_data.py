@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.examples import write_all, write_landscapes
 from taming.errors import UserError, command
+from taming.shipped import MAIN, is_installed, run_script, shipped
 from taming.words import counted
 
 SCENES = ("simple", "landscapes")
@@ -45,16 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{options.outdir}: {counted(count, 'file')} for the configs in configs/gallery/")
         return
     count = write_all(options.outdir, options.train, options.validation)
-    here = os.path.relpath(os.getcwd(), options.outdir)
     folder = shlex.quote(options.outdir)
-    script = shlex.quote(f"{here}/main.py")
-    config = shlex.quote(f"{here}/configs/faceshq_vqgan.yaml")
     print(f"{options.outdir}: {counted(count, 'file')}; to train on them, for example:")
     # ImageNet's images are looked for in the cache; torch's weights stay where they are.
     print(f"  cd {folder} && XDG_CACHE_HOME=$PWD/cache TORCH_HOME=~/.cache/torch \\")
-    print(f"    python {script} --base {config} -t True \\")
+    print(f"    {run_main_in(options.outdir)} --base faceshq_vqgan -t True \\")
     print("    --max_steps 1 data.params.batch_size=1 \\")
     print("    model.params.lossconfig.params.perceptual_weight=0")
+
+
+def run_main_in(folder: str) -> str:
+    """The words that train, called in a folder: of a clone its main.py, wherever that is."""
+    if is_installed():
+        return run_script(MAIN)
+    path = shipped("scripts").parent / "main.py"
+    with suppress(ValueError):  # on another of Windows' drives, where no relative path leads
+        path = Path(os.path.relpath(path, folder))
+    return f"python {shlex.quote(path.as_posix())}"
 
 
 if __name__ == "__main__":

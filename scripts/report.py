@@ -40,7 +40,7 @@ from taming.sampling.sizes import trained_size
 from taming.shipped import script
 from taming.training.data_module import DataModuleFromConfig
 
-SCRIPT = "scripts/report.py"
+SCRIPT = "report"
 OWN = {
     "by_own_classifier": "the training images",
     "by_groups_of_images": "groups of similar training images",

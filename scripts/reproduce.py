@@ -40,6 +40,7 @@ from taming.evaluation.tasks.reproduction import (
 from taming.evaluation.tasks.time_ahead import Part
 from taming.limits import readable_time
 from taming.program import load
+from taming.shipped import runnable, script_of
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -139,10 +140,10 @@ def announce_time(script: Any, words: Sequence[str]) -> None:
 
 def measure(one: Reproduction, folder: Path) -> str:
     """Run the command of a preset in this process; what went wrong, or nothing."""
-    script_name, *words = one.command()
-    words += ["-o", str(folder)]
-    script = load(Path(__file__).with_name(Path(script_name).name))
-    say(f"{one.preset.name}: python {script_name} {shlex.join(words)}")
+    line = [*one.command(), "-o", str(folder)]
+    name, words = script_of(line)
+    script = load(Path(__file__).with_name(f"{name}.py"))
+    say(f"{one.preset.name}: {shlex.join(runnable(line))}")
     try:
         announce_time(script, words)
         script.main(words)

@@ -6,17 +6,20 @@ a process that was killed leaves behind is removed by `remove_leftovers`.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from taming.errors import UserError, is_full, reason_of
 
@@ -25,6 +28,8 @@ _NUMBERS = itertools.count()
 _PARTIAL = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)(?:-\d+)?\.partial")
 # A file of another machine, whose processes cannot be seen, is left over if it has not grown.
 _ABANDONED_AFTER = 3600.0
+# Of Windows: PROCESS_QUERY_LIMITED_INFORMATION, ERROR_ACCESS_DENIED, and the code of what runs.
+_MAY_ASK, _DENIED, _STILL_ACTIVE = 0x1000, 5, 259
 
 
 @contextmanager
@@ -108,6 +113,8 @@ def _is_left_over(path: Path, host: str | None, process: int) -> bool:
 
 def is_running(process: int) -> bool:
     """Whether there is a process of this number on this machine."""
+    if sys.platform == "win32":  # where os.kill sends Ctrl-C, or ends the process
+        return _runs_on_windows(process)
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -115,6 +122,22 @@ def is_running(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def _runs_on_windows(process: int) -> bool:
+    """`is_running`, by Windows' own functions."""
+    if not 0 < process < 2**32:
+        return False
+    library: Any = ctypes
+    kernel = library.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = ctypes.c_void_p  # an int would cut it
+    handle = kernel.OpenProcess(_MAY_ASK, False, process)
+    if not handle:  # another user's may not be asked
+        return bool(library.get_last_error() == _DENIED)
+    code = ctypes.c_ulong()
+    told = kernel.GetExitCodeProcess(ctypes.c_void_p(handle), ctypes.byref(code))
+    kernel.CloseHandle(ctypes.c_void_p(handle))
+    return not told or code.value == _STILL_ACTIVE
 
 
 def user_cache() -> Path:

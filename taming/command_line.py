@@ -25,20 +25,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from taming.errors import UserError
+from taming.shipped import as_called
 from taming.trust import checked_names, trusted
-from taming.user_files import with_home
+from taming.user_files import with_home, word_with_home
 from taming.weight_choice import EMA, INT8, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
-
-
-def _with_user_folder(word: str) -> str:
-    """`~` at the beginning of a word, or of `--flag=value`, as a shell replaces it in a word."""
-    flag, equals, value = word.partition("=")
-    if word.startswith("--") and equals:
-        return f"{flag}={with_home(value)}"
-    return with_home(word)
 
 
 class Extend(argparse.Action):
@@ -83,7 +76,7 @@ class Parser(argparse.ArgumentParser):
             raise _Asked
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
-        words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
+        words = [word_with_home(word) for word in (sys.argv[1:] if args is None else args)]
         namespace, rest = parse(words, namespace)
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
@@ -94,9 +87,16 @@ class Parser(argparse.ArgumentParser):
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
 
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
     def flags(self) -> list[str]:
         """All that `--help` shows."""
         return [n for a in self._actions if a.help != argparse.SUPPRESS for n in a.option_strings]
+
+    def choices(self) -> list[str]:
+        """The words that may stand in a place where only some may, such as a subcommand's."""
+        return [word for a in self._actions if not a.option_strings for word in a.choices or ()]
 
     def error(self, message: str) -> NoReturn:
         _, unrecognized, words = message.partition("unrecognized arguments: ")
@@ -125,11 +125,6 @@ def parser_of(main: Callable[[Sequence[str]], object], *words: str) -> Parser | 
     finally:
         Parser.asked = None
     return found[0] if found else None
-
-
-def flags_of(main: Callable[[Sequence[str]], object]) -> list[str]:
-    """The flags of a command's parser; none if it has no parser."""
-    return sorted(parser.flags()) if (parser := parser_of(main)) else []
 
 
 def parse(

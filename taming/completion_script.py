@@ -1,10 +1,13 @@
-"""What lets a shell complete `taming`: its commands, their flags, and the names of configs."""
+"""What lets a shell complete `taming`: its commands, what may follow each, and configs' names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from taming.command_line import parser_of
 
 SHELLS = ("bash", "zsh", "fish")
+CONFIG_FLAGS = ("--base", "-b", "--copy")
 _ZSH = (  # which completes as bash does, where its own completion has been started
     "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }",
     "autoload -U +X bashcompinit && bashcompinit",
@@ -12,29 +15,40 @@ _ZSH = (  # which completes as bash does, where its own completion has been star
 
 
 def completion_script(
-    shell: str, flags: Mapping[str, Sequence[str]], configs: Sequence[str]
+    shell: str, words: Mapping[str, Sequence[str]], configs: Sequence[str]
 ) -> str:
     """The text that a shell, one of `SHELLS`, reads at its start.
 
     Args:
-        flags: of every command.
-        configs: names that may follow `--base` and `-b`.
+        words: of every command, see `words_of`.
+        configs: names that may follow the flags of `CONFIG_FLAGS`.
     """
-    return _fish(flags, configs) if shell == "fish" else _bash(flags, configs, zsh=shell == "zsh")
+    return _fish(words, configs) if shell == "fish" else _bash(words, configs, zsh=shell == "zsh")
 
 
-def _bash(flags: Mapping[str, Sequence[str]], configs: Sequence[str], *, zsh: bool) -> str:
-    cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in flags.items()]
+def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
+    """The flags of a command's parser, and the words among which it has the user choose, such as
+    subcommands, with the flags of their parsers; none if it has no parser."""
+    parser = parser_of(main)
+    if parser is None:
+        return []
+    choices = parser.choices()
+    below = [parser_of(main, word) for word in choices]
+    return sorted({*choices, *parser.flags(), *(f for p in below if p for f in p.flags())})
+
+
+def _bash(words: Mapping[str, Sequence[str]], configs: Sequence[str], *, zsh: bool) -> str:
+    cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in words.items()]
     lines = [
         *(_ZSH if zsh else []),
         "_taming() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" words=',
-        f"  local commands='{' '.join(flags)}'",
+        f"  local commands='{' '.join(words)}'",
         '  if [ "$COMP_CWORD" -eq 1 ]; then words="$commands"; else',
         '  case "${COMP_WORDS[1]}" in',
         *cases,
         "  esac; fi",
-        f"""  case "$before" in --base|-b|--copy) words='{" ".join(configs)}' ;; esac""",
+        f"""  case "$before" in {"|".join(CONFIG_FLAGS)}) words='{" ".join(configs)}' ;; esac""",
         '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
         "}",
         "complete -o default -F _taming taming",
@@ -42,12 +56,17 @@ def _bash(flags: Mapping[str, Sequence[str]], configs: Sequence[str], *, zsh: bo
     return "\n".join(lines)
 
 
-def _fish(flags: Mapping[str, Sequence[str]], configs: Sequence[str]) -> str:
-    lines = [f"complete -c taming -n __fish_use_subcommand -f -a '{' '.join(flags)}'"]
-    for name, own in flags.items():
+def _fish(words: Mapping[str, Sequence[str]], configs: Sequence[str]) -> str:
+    lines = [
+        f"function __taming_configs; string split ' ' '{' '.join(configs)}'; end",
+        f"complete -c taming -n __fish_use_subcommand -f -a '{' '.join(words)}'",
+    ]
+    for name, own in words.items():
         seen = f"complete -c taming -n '__fish_seen_subcommand_from {name}'"
-        lines += [f"{seen} -l {flag[2:]}" for flag in own if flag.startswith("--")]
-        lines += [f"{seen} -s {flag[1:]}" for flag in own if not flag.startswith("--")]
-        if "--base" in own:
-            lines.append(f"{seen} -l base -s b -x -a '{' '.join(configs)}'")
+        choices = [word for word in own if not word.startswith("-")]
+        lines += [f"{seen} -f -a '{' '.join(choices)}'"] if choices else []
+        for flag in (word for word in own if word.startswith("-")):
+            option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+            after = " -x -a '(__taming_configs)'" if flag in CONFIG_FLAGS else ""
+            lines.append(f"{seen} {option}{after}")
     return "\n".join(lines)

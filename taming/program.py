@@ -17,11 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import taming
 from taming.atomic_files import check_place
-from taming.command_line import Parser, flags_of
-from taming.completion_script import SHELLS, completion_script
+from taming.command_line import Parser
+from taming.completion_script import SHELLS, completion_script, words_of
 from taming.errors import UserError, command
 from taming.imports import many_imports
 from taming.shipped import SCRIPTS, TRAIN, config_names, find_config, shipped
@@ -103,7 +104,15 @@ def run_script(name: str, argv: Sequence[str]) -> None:
         return print_help_of_demo()
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit: pip install 'taming-transformers[demo]'")
-    os.execv(sys.executable, [sys.executable, *demo_words(path, argv)])
+    become([sys.executable, *demo_words(path, argv)])
+
+
+def become(line: Sequence[str]) -> NoReturn:
+    """Run a program in the place of this process; on Windows, whose `exec` takes a path with a
+    space for two words and does not wait, below it, and then end with its code."""
+    if sys.platform == "win32":
+        raise SystemExit(subprocess.run(line, check=False).returncode)
+    os.execv(line[0], line)
 
 
 def print_help_of_demo() -> None:
@@ -262,15 +271,15 @@ def completion(argv: Sequence[str]) -> None:
     )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
-    print(completion_script(shell, flags_of_commands(), config_names()))
+    print(completion_script(shell, words_of_commands(), config_names()))
 
 
-def flags_of_commands() -> dict[str, list[str]]:
-    """The flags of every command; imports all scripts, which takes seconds."""
-    flags = {name: flags_of(globals()[name]) for name in OWN}
+def words_of_commands() -> dict[str, list[str]]:
+    """What may follow every command; imports all scripts, which takes seconds."""
+    words = {name: words_of(globals()[name]) for name in OWN}
     for name, script in SCRIPTS.items():
         if name != "demo":  # Streamlit's script runs when it is imported
-            flags[name] = flags_of(load(shipped("scripts") / f"{script}.py").main)
+            words[name] = words_of(load(shipped("scripts") / f"{script}.py").main)
     from taming.demo.arguments import read_page_arguments
 
-    return {**flags, "demo": flags_of(read_page_arguments)}
+    return {**words, "demo": words_of(read_page_arguments)}

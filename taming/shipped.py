@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from taming.errors import UserError, absence
@@ -55,10 +57,15 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
+def is_installed() -> bool:
+    """Whether the scripts are within the package, where they are subcommands alone."""
+    return shipped("scripts").parent == Path(__file__).parent
+
+
 def script(name: str) -> str:
     """How messages call a script: `scripts/sample_fast.py` in a clone, which has it, and else
     `taming sample`. "main" is main.py."""
-    if shipped("scripts").parent == Path(__file__).parent:
+    if is_installed():
         return f"taming {subcommand_of(name)}"
     return "main.py" if name == MAIN else f"scripts/{name}.py"
 
@@ -72,6 +79,33 @@ def run_script(name: str) -> str:
     """`script` as the words with which it is run."""
     text = script(name)
     return text if text.startswith("taming ") else f"python {text}"
+
+
+def script_of(line: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of a script and its arguments, of a line that begins with what `script` says, here
+    or elsewhere: `["scripts/sample_fast.py", "-r", "x"]`, `["taming", "sample", "-r", "x"]`."""
+    first, *rest = line
+    if first == "taming" and rest:
+        return SCRIPTS.get(rest[0], rest[0]), rest[1:]
+    return Path(first).stem, rest
+
+
+def runnable(line: Sequence[str]) -> list[str]:
+    """Such a line as it is run here."""
+    name, words = script_of(line)
+    return [*run_script(name).split(), *words]
+
+
+_CALL = re.compile(r"(torchrun [^`]*?)?(?:python |streamlit run )?scripts/(\w+)\.py")
+
+
+def as_called(text: str) -> str:
+    """A text, such as a help, with the subcommands in place of the scripts' files that it names,
+    where there are subcommands alone."""
+    if not is_installed():
+        return text
+    text = _CALL.sub(lambda m: f"{m[1]}-m {script(m[2])}" if m[1] else script(m[2]), text)
+    return text.replace("python main.py", script(MAIN))
 
 
 def config_names() -> list[str]:

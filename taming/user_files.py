@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 AnyPath = TypeVar("AnyPath", str, Path)
 YAMLS = (".yaml", ".yml")
@@ -40,12 +41,52 @@ def regular(path: AnyPath) -> AnyPath:
     return path
 
 
+_READING = threading.Lock()  # a file's position, which threads share
+
+
+def read_at(file: IO[bytes], memory: memoryview, place: int) -> int:
+    """Read bytes of an open file from a place on into memory; how many, fewer only at its end.
+
+    Unlike seek and read this needs no position, which threads and forked workers would share, but
+    on Windows and older Macs, which have no such call and fork no workers.
+    """
+    read = 0
+    while read < len(memory):
+        part = memory[read:]
+        if hasattr(os, "preadv"):
+            done = os.preadv(file.fileno(), [part], place + read)
+        else:
+            done = _read_from(file, part, place + read)
+        if not done:
+            break
+        read += done
+    return read
+
+
+def _read_from(file: IO[bytes], memory: memoryview, place: int) -> int:
+    with _READING:
+        before = file.tell()
+        file.seek(place)
+        content = file.read(len(memory))
+        file.seek(before)
+    memory[: len(content)] = content
+    return len(content)
+
+
 def with_home(path: AnyPath) -> AnyPath:
     """A path whose `~`, or `~user` if there is such a user, is replaced as a shell does."""
     try:
         return type(path)(os.path.expanduser(path))
     except ValueError:  # a null character, or half of a surrogate pair
         return path
+
+
+def word_with_home(word: str) -> str:
+    """`~` at the beginning of a word, or of `--flag=value`, as a shell replaces it in a word."""
+    flag, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{flag}={with_home(value)}"
+    return with_home(word)
 
 
 def yamls_in(folder: Path) -> list[Path]:

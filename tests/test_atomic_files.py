@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -13,6 +14,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -197,6 +200,8 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Mo
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 from taming.atomic_files import sole_user
 with sole_user(Path(sys.argv[1])):
     print("held", flush=True)
@@ -234,3 +239,31 @@ def test_processes_of_other_users_are_running(monkeypatch: pytest.MonkeyPatch) -
     assert is_running(os.getpid()) and not is_running(10**30)
     monkeypatch.setattr(os, "kill", kill)
     assert is_running(1)
+
+
+class Kernel:
+    """What is asked of Windows: process 1 runs, 2 has ended, 3 is another user's, 4 unknown."""
+
+    def __init__(self) -> None:
+        handles = {1: 10, 2: 20}
+        self.OpenProcess = Mock(side_effect=lambda access, inherit, process: handles.get(process))
+        self.CloseHandle = Mock()
+
+    def GetExitCodeProcess(self, handle: ctypes.c_void_p, code: Any) -> int:  # noqa: N802
+        code._obj.value = {10: 259, 20: 1}[handle.value or 0]
+        return 1
+
+
+def test_processes_of_windows_are_not_sent_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.kill(process, 0)` is Ctrl-C there."""
+    kernel = Kernel()
+    last = {1: 0, 2: 0, 3: 5, 4: 87}
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
+    monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: kernel, raising=False)
+    told = []
+    for process in (1, 2, 3, 4):
+        monkeypatch.setattr(ctypes, "get_last_error", lambda p=process: last[p], raising=False)
+        told.append(is_running(process))
+    assert told == [True, False, True, False] and not is_running(10**30)
+    assert [len(call.args) for call in kernel.CloseHandle.call_args_list] == [1, 1]

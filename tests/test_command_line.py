@@ -17,7 +17,6 @@ from taming.command_line import (
     add_flags,
     add_weight_flags,
     flag,
-    flags_of,
     from_flags,
     parse,
     parse_numbers,
@@ -25,6 +24,7 @@ from taming.command_line import (
     parse_switch,
     parser_of,
 )
+from taming.completion_script import words_of
 from taming.errors import UserError
 from taming.sampling.sizes import add_side_flags
 from taming.weight_choice import WeightChoice, weight_choice
@@ -298,7 +298,7 @@ def test_a_command_is_asked_for_its_parser(capsys: pytest.CaptureFixture[str]) -
 
     parser = parser_of(main, "some", "words")
     assert parser is not None and parser.description == "some words"
-    assert flags_of(main) == ["--help", "--inverse", "--radius", "--rounds", "-h", "-r"]
+    assert words_of(main) == ["--help", "--inverse", "--radius", "--rounds", "-h", "-r"]
     assert done == [] and capsys.readouterr().out == ""
-    assert parser_of(lambda _: done.append("no parser")) is None and flags_of(lambda _: None) == []
+    assert parser_of(lambda _: done.append("no parser")) is None and words_of(lambda _: None) == []
     assert parser_for(Blur).parse_args([]).radius == 1.0  # as usual afterwards

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,21 @@ from taming import shipped as shipped_files
 from taming.command_line import Parser
 from taming.config import load_config
 from taming.errors import UserError
-from taming.program import DEMO, OWN, demo_words, load, main, overview
-from taming.shipped import SCRIPTS, config_names, find_config, run_script, script, shipped
+from taming.evaluation.presets import PRESETS, command_of
+from taming.evaluation.presets.listing import listing
+from taming.evaluation.results import command_line
+from taming.program import DEMO, OWN, become, demo_words, load, main, overview
+from taming.shipped import (
+    SCRIPTS,
+    as_called,
+    config_names,
+    find_config,
+    run_script,
+    runnable,
+    script,
+    script_of,
+    shipped,
+)
 from tests.support import ROOT
 
 
@@ -108,16 +124,52 @@ def completions() -> dict[str, str]:
     return {name: text for name, _, text in parts}
 
 
+def pretend_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(shipped_files.__file__).parent
+    monkeypatch.setattr(shipped_files, "shipped", lambda folder: package / folder)
+
+
 def test_messages_name_the_commands_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [script("sample_fast"), run_script("sample_fast"), run_script("main")] == [
         "scripts/sample_fast.py",
         "python scripts/sample_fast.py",
         "python main.py",
     ]
-    package = Path(shipped_files.__file__).parent
-    monkeypatch.setattr(shipped_files, "shipped", lambda folder: package / folder)  # a wheel
+    pretend_a_wheel(monkeypatch)
     assert [script("main"), run_script("download_models")] == ["taming train", "taming download"]
     assert {run_script(name) for name in SCRIPTS.values()} == {f"taming {own}" for own in SCRIPTS}
+
+
+def test_an_installation_is_told_of_no_files_of_a_clone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_a_wheel(monkeypatch)
+    monkeypatch.setattr("taming.data.examples.write_all", lambda *_: 9)
+    texts = [listing(), *(shlex.join(command_of(entry)) for entry in PRESETS.values())]
+    texts.append(shlex.join(command_line(["A", "B"], "evaluate_fid")))
+    for name, words in (
+        *((name, ["--help"]) for name in ("digits", "plot_curves", "figures", "preview_data")),
+        ("make_example_data", []),
+    ):
+        with suppress(SystemExit):
+            load(ROOT / "scripts" / f"{name}.py").main(words)
+        texts.append(capsys.readouterr().out)
+    said = "\n".join(texts)
+    assert not re.findall(r"scripts/\w*|\w*/?main\.py --base|make demo", said)
+    for called in (
+        *("taming evaluate logs/", "taming evaluate A B", "\n    taming digits\n"),
+        *("    taming train --base faceshq_vqgan -t True", "taming curves -r logs/<run>"),
+        "`taming figures NAME --help`",
+    ):
+        assert called in said, called
+    # What is evaluated there may be reproduced here, and the other way round.
+    line = ["scripts/evaluate_fid.py", "A", "B"]
+    assert script_of(command_line(["A", "B"], "evaluate_fid")) == ("evaluate_fid", ["A", "B"])
+    assert script_of(line) == ("evaluate_fid", ["A", "B"])
+    assert runnable(line) == ["taming", "evaluate", "A", "B"]
+    shared = as_called("`torchrun --nproc_per_node 4\nscripts/evaluate_fid.py ...` shares")
+    assert shared == "`torchrun --nproc_per_node 4\n-m taming evaluate ...` shares"
+    assert as_called("streamlit run scripts/sample_conditional.py -- -r x") == "taming demo -- -r x"
 
 
 @pytest.mark.slow
@@ -136,6 +188,10 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "train", "--base", "digits_v"), "digits_variants_transformer digits_vqgan"),
         (("taming", "evaluate", "--swe"), "--sweep"),
         (("taming", "demo", "--la"), "--label_names"),
+        (("taming", "figures", "li"), "likelihood"),
+        (("taming", "figures", "cost", "--fac"), "--factors"),
+        (("taming", "export", "safe"), "safetensors"),
+        (("taming", "completion", "f"), "fish"),
     ],
 )
 def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], expected: str) -> None:
@@ -173,6 +229,9 @@ def test_fish_completes(completions: dict[str, str]) -> None:
         ("taming sa", ["sample", "sample-data"]),
         ("taming train --no-t", ["--no-test"]),
         ("taming train --base digits_v", ["digits_variants_transformer", "digits_vqgan"]),
+        ("taming configs --copy digits_v", ["digits_variants_transformer", "digits_vqgan"]),
+        ("taming figures li", ["likelihood"]),
+        ("taming completion f", ["fish"]),
     ):
         code = f"{completions['fish']}\ncomplete -C '{typed}'"
         made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True)
@@ -228,6 +287,15 @@ def test_the_demo_is_served_on_this_machine_alone() -> None:
     assert demo_words(path, ["-r", "logs/x"]) == [*first, *ours, "--", "-r", "logs/x"]
     own = ["--server.address=0.0.0.0", "--theme.base=dark"]
     assert demo_words(path, ["-r", *own, "x"]) == [*first, *ours[1:], *own, "--", "-r", "x"]
+
+
+def test_windows_waits_for_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `exec` would go on in the background, and take a path with a space for two words."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("replaced"))
+    with pytest.raises(SystemExit) as stop:
+        become([sys.executable, "-c", "raise SystemExit(7)"])
+    assert stop.value.code == 7
 
 
 def test_streamlits_flags_keep_their_values() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
 from taming.sampling.sizes import add_side_flags
-from taming.shipped import script
+from taming.shipped import find_config, script
 from taming.user_files import YAMLS
 
 EXTRACTOR_HELP = (
@@ -170,7 +171,7 @@ class SetArguments:
 
         Raises UserError if it is none of these.
         """
-        path = Path(text)
+        path = _place_of(text)
         if not (path.exists() or is_model_name(text)):
             raise UserError(
                 f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
@@ -189,6 +190,15 @@ class SetArguments:
                 return ConditionedRunSource(text, plan, self.split, workers)
             return RunSource(text, plan)
         return FolderSource(path, self.deep or None, workers)
+
+
+def _place_of(text: str) -> Path:
+    """A path; of a config that is not there, but one of the shipped ones, that one's."""
+    path = Path(text)
+    if path.suffix in YAMLS and not path.exists():
+        with suppress(UserError):
+            return find_config(path)
+    return path
 
 
 def _is_run(text: str) -> bool:

@@ -23,6 +23,7 @@ from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError, reason_of
 from taming.evaluation.tasks.fidelity import flattened
+from taming.shipped import script as called
 from taming.user_files import read_text
 
 Result = dict[str, Any]
@@ -81,8 +82,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
-    """`[script, *arguments]`: what a result's `command` is, of the arguments of `main`."""
-    return [script, *(sys.argv[1:] if argv is None else argv)]
+    """What a result's `command` is: how the script of that name is called here, and the arguments
+    of its `main`."""
+    return [*called(script).split(), *(sys.argv[1:] if argv is None else argv)]
 
 
 def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:

@@ -20,6 +20,7 @@ from taming.errors import Stopped
 from taming.lightning_internals import take_child_processes
 from taming.training.data_module import DataModuleFromConfig
 
+SIGKILL = 9  # not every system has the signal
 _LOOKS_EVERY = 0.5  # seconds
 # Where the connection to the dead breaks, the main thread ends sooner, and says so itself.
 _PATIENCE = 10.0
@@ -169,6 +170,6 @@ def _is_started_by_rank_zero() -> bool:
 def _manner(code: int) -> str:
     if code > 0:
         return f"has ended with exit code {code}"
-    if -code == signal.SIGKILL:
+    if -code == SIGKILL:
         return "was killed (SIGKILL), as the system does where memory runs out"
     return f"was ended by {signal.Signals(-code).name}"

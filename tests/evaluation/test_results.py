@@ -89,8 +89,8 @@ def test_tables() -> None:
 
 def test_a_command_is_that_of_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/evaluate.py", "A", "-n", "3"])
-    assert command_line(None, "scripts/evaluate.py") == ["scripts/evaluate.py", "A", "-n", "3"]
-    assert command_line(["B"], "scripts/evaluate.py") == ["scripts/evaluate.py", "B"]
+    assert command_line(None, "report") == ["scripts/report.py", "A", "-n", "3"]
+    assert command_line(["B"], "report") == ["scripts/report.py", "B"]
 
 
 def test_what_differs() -> None:

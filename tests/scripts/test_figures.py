@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from scripts.figures import main
+from taming.completion_script import words_of
 from taming.evaluation.figures.samples import order_name, order_picture
 from taming.evaluation.figures.sampling_cost import StandIn
 from taming.modules.transformer.permuter import SpiralOut
@@ -360,3 +361,4 @@ def test_help_has_the_flags_of_all_figures(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["cost", "--help"])
     assert "usage: figures.py cost" in capsys.readouterr().out
+    assert {"neighbors", "sizes", "--factors", "--item", "-r"} <= set(words_of(main))

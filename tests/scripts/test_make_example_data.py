@@ -16,18 +16,19 @@ from tests.support import ROOT
 
 
 def test_the_command_that_is_printed_fits_its_config(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("scripts.make_example_data.write_all", lambda *_: 9)
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # which is not the clone's
     main([])
     _, command = capsys.readouterr().out.split("\n", 1)
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:3] == ["cd", "example_data", "&&"] and "TORCH_HOME=~/.cache/torch" in words
-    args, flags, overrides = parse_arguments(words[words.index("../main.py") + 1 :])
+    place = words.index("python") + 1
+    assert (tmp_path / "example_data" / words[place]).resolve() == ROOT / "main.py"
+    args, flags, overrides = parse_arguments(words[place + 1 :])
     assert args.train and flags == {"max_steps": 1}
-    assert args.base == [Path("../configs/faceshq_vqgan.yaml")]
-    config = load_config([ROOT / "configs" / args.base[0].name], overrides)
+    config = load_config(args.base, overrides)
     assert config.model.params.lossconfig.params.perceptual_weight == 0
 
 

@@ -107,9 +107,11 @@ def test_workers_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, timed_out:
     assert workers[1].join.call_args_list == [call(timeout=1)] * timed_out
 
 
-def test_manners_of_death() -> None:
+def test_manners_of_death(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _manner(3) == "has ended with exit code 3"
     assert _manner(-signal.SIGSEGV) == "was ended by SIGSEGV"
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    assert _manner(-9).startswith("was killed (SIGKILL)")
 
 
 def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path: Path) -> None:

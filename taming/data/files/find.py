@@ -76,7 +76,8 @@ def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> I
 
 def relative_names(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
     """Names of the image files below `folder`, relative to it; see `find_images`."""
-    return [os.path.relpath(path, folder) for path in find_images(folder, extensions)]
+    names = (os.path.relpath(path, folder) for path in find_images(folder, extensions))
+    return [name.replace(os.sep, "/") for name in names]
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from typing import IO
 
 from taming.data.files.lmdb_records import is_record, read_record
 from taming.errors import UserError
-from taming.user_files import regular
+from taming.user_files import read_at, regular
 
 SEPARATOR = "::"
 OPEN_TARS = 64
@@ -54,15 +54,14 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     tar, _, place = path.rpartition(SEPARATOR)
     offset, _, size = place.partition(".")[0].partition(":")
-    number = _tar(tar).fileno()
+    file = _tar(tar)
     # Before memory is taken for what an index or a header claims.
-    if not 0 <= int(offset) <= int(offset) + int(size) <= os.fstat(number).st_size:
+    if not 0 <= int(offset) <= int(offset) + int(size) <= os.fstat(file.fileno()).st_size:
         raise OSError("the tar file has been cut short, or says more than it holds")
-    # Unlike seek and read, pread needs no position, which threads and forked workers would share.
-    content = os.pread(number, int(size), int(offset))
-    if len(content) < int(size):
+    content = bytearray(int(size))
+    if read_at(file, memoryview(content), int(offset)) < len(content):
         raise OSError("the tar file has been cut short")
-    return content
+    return bytes(content)
 
 
 def opened(path: str) -> str | io.BytesIO:

@@ -20,7 +20,7 @@ from taming.evaluation.results import command_line, make_result, markdown_table,
 from taming.sampling.arguments import RunArguments, require_positive
 from taming.sampling.settings import SampleSettings
 
-SCRIPT = "scripts/figures.py"
+SCRIPT = "figures"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 
 import numpy as np
 
 from taming.atomic_files import user_cache
 from taming.errors import UserError, reason_of
+from taming.user_files import read_at
 
 ROWS_AT_ONCE = 4096  # that are copied from one file to another
 
@@ -50,10 +50,7 @@ class FeatureFile:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` [stop - start, width], in memory of their own."""
         rows = np.empty((min(stop, self.count) - start, self.width), np.float32)
-        content, place = rows.data.cast("B"), start * self.width * rows.itemsize
-        while len(content):
-            done = os.preadv(self._file.fileno(), [content], place)
-            content, place = content[done:], place + done
+        read_at(self._file, rows.data.cast("B"), start * self.width * rows.itemsize)
         return rows
 
     def in_order(self, order: np.ndarray) -> FeatureFile:

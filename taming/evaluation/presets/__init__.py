@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from taming.command_line import Parser
@@ -27,7 +26,7 @@ from taming.evaluation.presets.image_rows import (
 from taming.evaluation.presets.other_rows import BY_OTHERS, COSTS, PICTURED, SCENES, TABLE_1
 from taming.evaluation.results import markdown_table
 from taming.published_models import published_models
-from taming.shipped import script
+from taming.shipped import script as called
 
 __all__ = [
     "NOT_PUBLISHED",
@@ -69,7 +68,7 @@ RENAMED = {
     "rfid_gumbel": "rfid_gumbel_f8",
 }
 PRESET_HELP = (
-    f"the protocol of a published number, with its sources: see {script('reproduce')} --list"
+    f"the protocol of a published number, with its sources: see {called('reproduce')} --list"
 )
 RUN = "RUN"  # stands for the run of a model that is not published
 
@@ -83,14 +82,15 @@ def preset(name: str) -> Preset:
 
 
 def preset_words(entry: Preset, parser: Parser, script: str) -> list[str]:
-    """The flags of a script that a preset sets, for the beginning of its command line.
+    """The flags of the script of that name that a preset sets, for the beginning of its command
+    line.
 
     Raises UserError for a preset that another script computes, or none.
     """
     if entry.script is None:
         raise UserError(f"the preset {entry.name}, {entry.what}, is no single run: {entry.note}")
-    if entry.script != Path(script).stem:
-        raise UserError(f"the preset {entry.name} is computed by scripts/{entry.script}.py")
+    if entry.script != script:
+        raise UserError(f"the preset {entry.name} is computed by {called(entry.script)}")
     known = parser.flags()
     return [
         word
@@ -140,7 +140,8 @@ def sources_text(entry: Preset, given: Mapping[str, Any] | None = None) -> str:
 
 
 def command_of(entry: Preset, run: str | None = None) -> list[str]:
-    """`[script, *words]` that measures a preset; `run` is the model's, by default its folder.
+    """The line that measures a preset, see `taming.shipped.script_of`; `run` is the model's, by
+    default its folder.
 
     Empty for presets that no script measures.
     """
@@ -148,7 +149,7 @@ def command_of(entry: Preset, run: str | None = None) -> list[str]:
         return []
     run = run or (published_models()[entry.model].folder if entry.model else RUN)
     config = f"configs/{entry.config}.yaml" if entry.config else None
-    words = [f"scripts/{entry.script}.py"]
+    words = called(entry.script).split()
     if entry.script != "evaluate_fid":
         return [*words, "-r", run, *(["--data", config] if config else []), "--preset", entry.name]
     assert config is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taming.evaluation.presets import TABLES, command_of
 from taming.evaluation.presets.base import Preset
+from taming.shipped import runnable
 
 METRICS = {
     "fid": "FID",
@@ -31,7 +32,7 @@ def rows(presets: tuple[Preset, ...]) -> list[dict[str, str]]:
     lines = []
     for entry in presets:
         words = command_of(entry)
-        command = f"`python {' '.join(words)}`" if words else entry.note
+        command = f"`{' '.join(runnable(words))}`" if words else entry.note
         published = published_text(entry)
         what = f"{entry.what}{'; ' + entry.note if words and entry.note else ''}"
         lines.append({"published": published, "preset": entry.name, "of": what, "command": command})

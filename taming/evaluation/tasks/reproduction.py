@@ -70,7 +70,7 @@ class Reproduction:
         return None if name is None else find_config(f"configs/{name}.yaml")
 
     def command(self) -> list[str]:
-        """`[script, *words]`, without the folder of the results."""
+        """The line, see `taming.shipped.script_of`, without the folder of the results."""
         words = command_of(self.preset, None if self.model_path is None else str(self.model_path))
         own = f"configs/{self.preset.config}.yaml"
         words = [str(self.config_path) if word == own else word for word in words]

@@ -4,7 +4,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from taming.data.files.find import THREADS, class_folders, find_images, in_threads, split_off
+import pytest
+
+from taming.data.files.find import (
+    THREADS,
+    class_folders,
+    find_images,
+    in_threads,
+    relative_names,
+    split_off,
+)
 from tests.kit.images import touch
 
 
@@ -56,3 +65,15 @@ def test_work_in_threads_is_in_order_and_not_far_ahead() -> None:
     doubled = in_threads(numbers(), lambda number: 2 * number, "doubling")
     assert next(doubled) == 2 and taken < 256 * (2 * THREADS + 2)
     assert list(doubled) == list(range(4, 60_001, 2))
+
+
+def test_relative_names_are_the_same_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their first parts are classes, as in the lists of ImageNet."""
+    (tmp_path / "n1").mkdir()
+    (tmp_path / "n1" / "a.png").touch()
+    assert relative_names(tmp_path) == ["n1/a.png"]
+    monkeypatch.setattr(os.path, "relpath", lambda path, folder: r"n1\a.png")
+    monkeypatch.setattr(os, "sep", "\\")
+    assert relative_names(tmp_path) == ["n1/a.png"]

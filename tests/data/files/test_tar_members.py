@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from taming.data.files.tar_members import member_path, opened, read_bytes
+from taming.user_files import read_at
 
 
 def test_members_are_read_by_place(tmp_path: Path) -> None:
@@ -16,6 +19,24 @@ def test_members_are_read_by_place(tmp_path: Path) -> None:
     assert read_bytes(path) == b"3456"
     file = opened(path)
     assert not isinstance(file, str) and file.read() == b"3456"
+
+
+@pytest.mark.parametrize("gone", [(), ("preadv",), ("preadv", "pread")])
+def test_systems_without_calls_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: tuple[str, ...]
+) -> None:
+    """Windows has neither call."""
+    for name in gone:
+        monkeypatch.delattr(os, name)
+    (tmp_path / "a.tar").write_bytes(b"0123456789")
+    paths = [member_path(str(tmp_path / "a.tar"), place, 4, "jpg") for place in (3, 0, 6)]
+    with ThreadPoolExecutor(4) as pool:  # that share the file
+        assert list(pool.map(read_bytes, paths * 50)) == [b"3456", b"0123", b"6789"] * 50
+    (tmp_path / "a.tar").write_bytes(b"01234567")
+    with open(tmp_path / "a.tar", "rb") as file:
+        memory = bytearray(4)
+        assert file.read(1) == b"0" and read_at(file, memoryview(memory), 5) == 3
+        assert memory == b"567\0" and file.read(1) == b"1"
 
 
 @pytest.mark.parametrize(

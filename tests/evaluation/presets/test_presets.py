@@ -130,11 +130,11 @@ def test_scripts_take_what_is_published(
 ) -> None:
     if entry.script is None:
         with pytest.raises(UserError, match="is no single run: "):
-            preset_words(entry, Parser(), "scripts/evaluate_fid.py")
+            preset_words(entry, Parser(), evaluate_fid.SCRIPT)
         assert command_of(entry) == []
         return
-    parser, script = parsers[entry.script], f"scripts/{entry.script}.py"
-    words = preset_words(entry, parser, script)
+    parser = parsers[entry.script]
+    words = preset_words(entry, parser, entry.script)
     flags = {word.removeprefix("--") for word in words[::2]}
     own = {p.name for p in entry.parameters if p.value is not None} - FACTS
     not_yet = set() if "--reference_resize" in parser.flags() else RESIZES
@@ -142,8 +142,8 @@ def test_scripts_take_what_is_published(
         not_yet = not_yet | {"reference_crop", "reference_size"}
     assert own - flags <= not_yet
     line = command_of(entry)
-    assert line[0] == script and entry.name in line
-    all_words = with_preset(parser, line[1:], script)
+    assert line[0] == f"scripts/{entry.script}.py" and entry.name in line
+    all_words = with_preset(parser, line[1:], entry.script)
     assert all_words == [*words, *line[1:]]
     args, _ = parser.parse_known_args(all_words)
     assert entry.overridden(vars(args)) == {}

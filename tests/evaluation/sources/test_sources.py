@@ -320,10 +320,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("logs") / "run")
 
 
-def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
+def test_what_a_name_means(
+    run: Path, tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image_folder(tmp_path / "images", 1)
     assert isinstance(SetArguments().open(str(tmp_path / "images")), FolderSource)
     assert isinstance(SetArguments().open(config), DatasetSource)
+    monkeypatch.chdir(tmp_path)  # where the shipped configs are not
+    assert isinstance(SetArguments().open("configs/digits_vqgan.yaml"), DatasetSource)
     for path in (run, run / "checkpoints" / "last.ckpt"):
         assert isinstance(SetArguments().open(str(path)), RunSource)
     with pytest.raises(UserError, match="give a folder of images, a run"):
