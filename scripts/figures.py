@@ -229,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         parser = Parser(description=__doc__)
         parser.add_argument("figure", choices=[*FIGURES])
-        for show in (parser.parse_args, *FIGURES.values()):
+        showing: list[Callable[[Sequence[str]], object]] = [parser.parse_args, *FIGURES.values()]
+        for show in showing:
             with suppress(SystemExit):
                 show(["--help"])
         raise SystemExit(0)

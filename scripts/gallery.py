@@ -4,10 +4,10 @@
     python scripts/gallery.py --outdir gallery --only classes completion
 
 Data, runs and samples go to `<outdir>/work/`, pictures to `<outdir>/`, all with
---small below `<outdir>/small/`. What is there is not made again, but for runs of a recipe that
-has changed, and an interrupted training goes on, when the command is repeated. On a processor two
-models train side by side, which is faster than one after the other with all threads; what they say
-is in `<outdir>/work/*.log`. `make gallery` runs this.
+--small below `<outdir>/small/`. What is there is not made again, but for pictures and runs of a
+recipe that has changed, and an interrupted training goes on, when the command is repeated. On a
+processor two models train side by side, which is faster than one after the other with all threads;
+what they say is in `<outdir>/work/*.log`. `make gallery` runs this.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.config import did_you_mean
 from taming.errors import UserError, command
-from taming.gallery.pictures import PICTURES, save
+from taming.gallery.pictures import PICTURES, Album
 from taming.gallery.workshop import AUTO, Workshop
 from taming.program import environment_apart
 
@@ -108,14 +108,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     shop = Workshop(work, options.seed, options.precision, options.small)
     names = options.only or tuple(PICTURES)
-    groups = groups_of([name for name in names if not any(outdir.glob(f"{name}.*"))])
+    album = Album(outdir, work, options.seed)
+    groups = groups_of([name for name in names if not album.has(name)])
     if groups:
         make_apart(options, shop, groups)
     for name in names:
-        if any(outdir.glob(f"{name}.*")):
+        if album.has(name):
             print(f"{name} is in {outdir}")
             continue
-        path = save(PICTURES[name](shop), name, outdir)
+        path = album.add(PICTURES[name](shop), name)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# Streamlit puts the script's own folder on the path, not the one that the package is in.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+# Streamlit puts the script's own folder on the path, not the clone that the package is in. In an
+# installation this is the package's own folder, whose files are no modules of their own.
+clone = Path(__file__).resolve().parents[1]
+if (clone / "taming").is_dir():
+    sys.path.append(str(clone))
 
 import streamlit as st
 

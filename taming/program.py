@@ -112,7 +112,7 @@ def become(line: Sequence[str]) -> NoReturn:
     space for two words and does not wait, below it, and then end with its code."""
     if sys.platform == "win32":
         raise SystemExit(subprocess.run(line, check=False).returncode)
-    os.execv(line[0], line)
+    os.execv(line[0], list(line))
 
 
 def print_help_of_demo() -> None:

@@ -74,6 +74,8 @@ def test_their_outputs_are_stored_and_small(path: Path) -> None:
     assert len(text) < MOST_BYTES
     kinds = [out["output_type"] for cell in content["cells"] for out in cell.get("outputs", [])]
     assert {"stream", "display_data"} <= set(kinds) and "error" not in kinds
+    said = "".join("".join(cell["source"]) for cell in content["cells"])
+    assert not re.search(r"make demo|scripts/\w+\.py", said)  # which an installation has not
     assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text
     for cell in content["cells"]:
         assert cell.get("execution_count") is None and not cell["metadata"]
@@ -211,7 +213,7 @@ def test_the_demos_runs_are_the_default(
     for variable in ("TAMING_RUN", "TAMING_RUNS", "TAMING_IMAGES"):
         monkeypatch.delenv(variable, raising=False)
     for name in (TRANSFORMER, RECONSTRUCTION):
-        with pytest.raises(UserError, match="no run of the demo in logs/; run `make demo`"):
+        with pytest.raises(UserError, match="logs/ has no run of the demo; run `taming digits`"):
             exec("\n".join(code_of(read(name))[:3]), {})
     data = write_data(tmp_path / "data.yaml")
     for day in (1, 2):

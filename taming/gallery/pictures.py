@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, write_text
 from taming.data.examples.places import PALETTE, PLACES
 from taming.devices import device_of_command
 from taming.gallery.workshop import Workshop
@@ -21,6 +25,7 @@ from taming.sampling.conditions import read_condition
 from taming.sampling.load import load_transformer
 from taming.sampling.sizes import tokens_for, trained_shape
 from taming.shipped import shipped
+from taming.user_files import read_text, yamls_in
 
 SCENE = (128, 128)
 GUIDED = ("--guidance", "3")  # towards maps and layouts, which models then follow closely
@@ -193,6 +198,44 @@ PICTURES: dict[str, Callable[[Workshop], Image.Image | list[Image.Image]]] = {
     "depth": lambda shop: of_map(shop, "depth"),
     "boxes": of_boxes,
 }
+
+
+@dataclass(frozen=True)
+class Album:
+    """The pictures in a folder, and of which recipes they are.
+
+    Attributes:
+        outdir: the pictures' folder.
+        work: that of a `Workshop`, where their recipes are noted.
+        seed: of data order, weights and samples.
+    """
+
+    outdir: Path
+    work: Path
+    seed: int
+
+    def has(self, name: str) -> bool:
+        """Whether a picture is there, and of the recipes as they are now."""
+        note = self._note(name)
+        there = any(self.outdir.glob(f"{name}.*")) and note.is_file()
+        return there and read_text(note) == self._recipes()
+
+    def add(self, made: Image.Image | list[Image.Image], name: str) -> Path:
+        """Save a picture, or frames; returns the file."""
+        path = save(made, name, self.outdir)
+        write_text(self._note(name), self._recipes())
+        return path
+
+    def _note(self, name: str) -> Path:
+        return self.work / "pictures" / f"{name}.txt"
+
+    def _recipes(self) -> str:
+        """A hash of the configs, of what is painted, and of the seed. All of them count for each
+        picture: runs and samples of an unchanged recipe stay, and to draw again is quick."""
+        folder = shipped("configs") / "gallery"
+        recipes = [yaml.safe_load(read_text(path)) for path in yamls_in(folder)]
+        text = json.dumps([recipes, self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode() + (folder / PAINTED).read_bytes()).hexdigest()
 
 
 def save(made: Image.Image | list[Image.Image], name: str, outdir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from scripts.gallery import GROUPS, Options, groups_of, main, make_apart
 from taming.errors import UserError
-from taming.gallery.pictures import PICTURES, spread
+from taming.gallery.pictures import PICTURES, Album, spread
 from taming.gallery.workshop import Workshop
 from tests.support import ROOT
 
@@ -32,7 +33,7 @@ def test_each_picture_has_its_command_on_the_page() -> None:
 
 
 def test_a_picture_is_made_once_from_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["--outdir", str(tmp_path), "--small", "--only", "landscapes"]
     main(words)
@@ -45,6 +46,19 @@ def test_a_picture_is_made_once_from_what_is_there(
     assert "taming examples" not in capsys.readouterr().out  # the data are there
     main(words)
     assert capsys.readouterr().out == f"landscapes is in {tmp_path / 'small'}\n"
+    configs = tmp_path.with_name("changed")
+    shutil.copytree(ROOT / "configs" / "gallery", configs / "gallery")
+    monkeypatch.setattr("taming.gallery.pictures.shipped", lambda folder: configs)
+    with (configs / "gallery" / "vqgan.yaml").open("a") as file:
+        file.write("# a comment is no change\n")
+    main(words)
+    assert capsys.readouterr().out == f"landscapes is in {tmp_path / 'small'}\n"
+    with (configs / "gallery" / "vqgan.yaml").open("a") as file:
+        file.write("other: 1\n")
+    main(words)
+    assert capsys.readouterr().out.startswith(f"{picture}: ")  # drawn again
+    albums = [Album(picture.parent, picture.parent / "work", seed) for seed in (23, 24)]
+    assert [album.has("landscapes") for album in albums] == [True, False]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -243,6 +245,19 @@ def test_started_from_the_repository_it_is_local() -> None:
     root = SCRIPT.parents[1]
     output = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
     assert output.stdout.split() == ["localhost", "20"], output.stderr
+
+
+def test_a_package_is_no_folder_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an installation the script is within the package, whose files have common names."""
+    script = tmp_path / "taming" / "scripts" / SCRIPT.name
+    script.parent.mkdir(parents=True)
+    shutil.copyfile(SCRIPT, script)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(script))
+    assert str(script.parents[1]) not in sys.path
+    shutil.move(script.parent, tmp_path)  # a clone
+    runpy.run_path(str(tmp_path / "scripts" / SCRIPT.name))
+    assert sys.path[-1] == str(tmp_path)
 
 
 def test_text_fields_open_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,12 +54,12 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     tar, _, place = path.rpartition(SEPARATOR)
     offset, _, size = place.partition(".")[0].partition(":")
-    file = _tar(tar)
+    archive = _tar(tar)
     # Before memory is taken for what an index or a header claims.
-    if not 0 <= int(offset) <= int(offset) + int(size) <= os.fstat(file.fileno()).st_size:
+    if not 0 <= int(offset) <= int(offset) + int(size) <= os.fstat(archive.fileno()).st_size:
         raise OSError("the tar file has been cut short, or says more than it holds")
     content = bytearray(int(size))
-    if read_at(file, memoryview(content), int(offset)) < len(content):
+    if read_at(archive, memoryview(content), int(offset)) < len(content):
         raise OSError("the tar file has been cut short")
     return bytes(content)
 
