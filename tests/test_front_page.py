@@ -14,7 +14,6 @@ from taming.published_models import Published, published_models
 from tests.documents import blocks_of, commands_in
 from tests.support import ROOT
 
-TASKS = "Running pretrained models"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -43,7 +42,7 @@ MODELS = rows_of("Overview of pretrained models")
 
 @pytest.mark.parametrize("row", MODELS, ids=lambda row: row[3].strip("`").partition("`")[0])
 def test_models_have_their_published_numbers(row: list[str]) -> None:
-    _, train, validation, names, _ = row
+    _, train, validation, names, *_ = row
     for name in re.findall(r"`(\w+)`", names):
         told = tuple(set(re.findall(r"\d+\.\d+", cell)) for cell in (train, validation))
         assert told == published(name), name
@@ -58,6 +57,26 @@ def test_every_model_of_the_papers_is_named() -> None:
     left_out = [m for m in models if m.name not in named]
     assert named and all(one.what.startswith("first stage") for one in left_out)
     assert not any(re.search(r"\d\.\d", one.fid) for one in left_out)
+
+
+WAYS = {
+    r"^(first stage|DALL-E dVAE)": r"taming reconstruct -r (\w+) FOLDER",
+    r"\bscenes,": r"taming scenes -r (\w+)",
+    r"segmentation$|depth$": r"taming sample-data -r (\w+)",
+    r"unconditional$|coordinates$": r"taming sample -r (\w+)",
+    r"class-conditional": r"taming sample -r (\w+) --classes 207",
+}
+
+
+@pytest.mark.parametrize("row", MODELS, ids=lambda row: row[3].strip("`").partition("`")[0])
+def test_every_model_has_the_command_for_what_it_is(row: list[str]) -> None:
+    """Which tests/test_readme.py runs, of small models in their places."""
+    *_, names, _, command = row
+    name = re.findall(r"`(\w+)`", names)[-1]
+    what = published_models()[name].what
+    (way,) = [way for kind, way in WAYS.items() if re.search(kind, what)]
+    match = re.fullmatch(f"`{way}`", command)
+    assert match is not None and match[1] == name
 
 
 def test_scenes_have_their_other_numbers() -> None:
@@ -149,17 +168,42 @@ def test_results_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(a != b for n, (a, b) in enumerate(pairs) if n not in heads)
 
 
+def told_in(heading: str) -> set[str]:
+    """The commands of a section that tests/test_published_commands.py runs."""
+    blocks = [b for b in blocks_of(ROOT / "README.md") if b.heading == heading]
+    text = "\n".join(b.text for b in blocks if b.run_by == "tests/test_published_commands.py")
+    return {as_task(line) for line in commands_in(text)}
+
+
+def as_task(command: str) -> str:
+    """A command but for its runs and folders, and which of several examples it is for."""
+    for pattern, name in (
+        (r"-r logs/\S+", "-r RUN"),
+        (r"--outdir[ =]\S+", "--outdir OUT"),
+        (r"ckpt_path=\S+", "ckpt_path=FILE"),
+        (r"taming\.data\.\w+\.\w*Examples", "EXAMPLES"),
+    ):
+        command = re.sub(pattern, name, command)
+    return " ".join(command.split())
+
+
 def test_commands_of_tasks_are_those_that_are_tried() -> None:
-    """Which tests/test_published_commands.py runs, word for word but for the run."""
-    text = "\n".join(b.text for b in blocks_of(ROOT / "README.md") if b.heading == TASKS)
-    told = {re.sub(r"-r logs/\S+", "-r RUN", line) for line in commands_in(text)}
-    told = {re.sub(r"--outdir[ =]\S+", "--outdir OUT", line) for line in told}
+    """Which tests/test_published_commands.py runs, word for word but for the run; and all those."""
     arguments = {arguments for _, arguments in map(values_of, commands.DEMOS)}
-    tried = {commands.PAGE + one for one in arguments}
-    tried |= {"python scripts/make_samples.py --outdir OUT " + one for one in arguments}
+    tried = {as_task(start + one) for one in arguments for start in (commands.PAGE, commands.TWIN)}
     tried |= {values_of(case)[1] for case in commands.SAMPLING}
     tried.add("python scripts/make_scene_samples.py --outdir OUT -r RUN --resolution=512,512")
-    assert len(told) >= 7 and told <= tried, told - tried
+    assert len(tried) >= 7 and told_in("Running pretrained models") == tried
+    section = README.split("\n## Running pretrained models\n")[1].split("\n## ")[0]
+    for example in re.findall(r"taming\.data\.\w+\.\w+", " ".join(arguments)):
+        assert example in section
+
+
+def test_training_is_told_as_it_is_tried() -> None:
+    tried = {as_task(f"{commands.TRAIN % name} {more}") for name, more in commands.TRAINING}
+    tried |= {(commands.TRAIN % "custom_vqgan").replace("0,", gpus) for gpus in ("0,", "0,1")}
+    tried |= {commands.FIND % name for name in ("train", "test")}
+    assert len(tried) >= 11 and told_in("Training the published models") == tried
 
 
 def values_of(case: Any) -> Any:

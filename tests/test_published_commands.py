@@ -36,6 +36,7 @@ EXAMPLES = (
     'validation: {target: taming.data.%s}}}"'
 )
 CLASSES = "python scripts/sample_fast.py -r RUN -n 50 -k 600 -t 1.0 -p 0.92 --batch_size 25"
+FIND = 'find $(pwd)/your_folder -name "*.jpg" > %s.txt'
 TRAIN = "python main.py --base configs/%s.yaml -t True --gpus 0,"
 FIRST = "model.params.first_stage_config.params.ckpt_path=STAGES/first_stage_config.ckpt"
 CONDITION = "model.params.cond_stage_config.params.ckpt_path=STAGES/cond_stage_config.ckpt"
@@ -166,10 +167,9 @@ def test_training(workplace: Workplace, config: str, stages: str) -> None:
 
 
 def test_own_data(workplace: Workplace) -> None:
-    find = 'find $(pwd)/your_folder -name "*.jpg" > %s.txt'
     (workplace.root / "your_folder").symlink_to(workplace.root / "data" / "own" / "images")
     for name in ("train", "test"):
-        command = find.replace("your_folder", "your_folder/") % name  # a link is not followed
+        command = FIND.replace("your_folder", "your_folder/") % name  # a link is not followed
         subprocess.run(["bash", "-c", command], check=True)
     path = workplace.root / "configs" / "custom_vqgan.yaml"
     config: Any = yaml.safe_load(path.read_text())

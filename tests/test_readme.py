@@ -65,6 +65,8 @@ def inline_parameters() -> list[Any]:
     in_blocks = {c for block in every_block("bash") for c in commands_in(block.values[0].text)}
     fast = {c for path in DOCUMENTS for c in inline_commands(prose_of(path))} - in_blocks
     slow = {c for path in SLOW for c in inline_commands(prose_of(path))} - in_blocks - fast
+    of_models = {c for c in fast if re.search(r" -r [a-z]\w+( |$)", c)}  # one per published model
+    slow, fast = slow | of_models, fast - of_models
     return [*sorted(fast), *(pytest.param(c, marks=pytest.mark.slow) for c in sorted(slow))]
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -78,6 +79,13 @@ DIGITS = ("digits_transformer", "digits_any_order_transformer", "digits_masked_t
 FIRST_STAGE_FOR = dict.fromkeys(DIGITS, "digits_vqgan")  # custom_vqgan for all others
 STAND_INS = {"vqgan_imagenet_f16_16384": "finetune_vqgan", "cin_transformer": "cin_transformer"}
 STAND_INS["var_vae"] = "imagenet_multi_scale_vqgan"
+FINETUNED = tuple(STAND_INS)
+IMAGES_OF = ("ffhq", "celebahq", "ade20k", "coco", "faceshq", "sflckr", "drin")
+STAND_INS |= {f"{name}_transformer": f"{name}_transformer" for name in IMAGES_OF}
+STAND_INS |= dict.fromkeys(("oi_scene_1b", "oi_scene_125m"), "open_images_scene_images_transformer")
+STAND_INS |= {"coco_scene_60": "coco_scene_images_transformer"}
+STAND_INS |= dict.fromkeys(("vqgan_imagenet_f16_1024", "vq_f8_n256", "vq_f8"), "imagenet_vqgan")
+STAND_INS |= dict.fromkeys(("vqgan_gumbel_f8", "dalle_dvae"), "imagenet_gumbel_vqgan")
 
 
 class Workplace:
@@ -198,7 +206,8 @@ class Workplace:
             "FOLDER": lambda: IMAGES,
         }
         for name in STAND_INS:
-            if re.search(rf"[/_\"]{name}\b|finetune", text):
+            finetuned = "finetune" in text and name in FINETUNED
+            if finetuned or re.search(rf"(\d_|[/\"]| -r ){name}\b(?!\.yaml)", text):
                 self.published(name)
         text = re.sub(r"logs/<run of (\w+)>", lambda named: self.run_of(named[1]), text)
         for placeholder, value in values.items():
@@ -246,7 +255,10 @@ def as_script(command: str) -> str:
     else:
         script = f"scripts/{SCRIPTS[words[0]]}.py"
     names = set(config_names())
-    files = [f"configs/{word}.yaml" if word in names else word for word in words[1:]]
+    files = [  # what follows -r is a run or a published model
+        f"configs/{word}.yaml" if word in names and before != "-r" else word
+        for before, word in pairwise(words)
+    ]
     return " ".join(["python", script, *(words[1:] if words[0] == "configs" else files)])
 
 
