@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +100,8 @@ class Settings:
         datasets: their configs, number of images and copies of each, by split.
         config: the configs of both stages.
         version: of this format.
+        files: by split, a hash of the paths, sizes and times of change of its files; those of
+            earlier versions are not known.
     """
 
     first_stage: dict[str, Any]
@@ -108,6 +110,7 @@ class Settings:
     datasets: dict[str, Any]
     config: dict[str, Any]
     version: int = VERSION
+    files: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As it is read again: YAML has more kinds of values than JSON."""

@@ -83,6 +83,9 @@ def of_map(shop: Workshop, kind: str) -> Image.Image:
     columns = sorted(path.name for path in folder.glob("*/samples/*.png"))
     shown = [columns[place] for place in spread(len(columns))]
     rows = [[cell_of(next(folder.glob(f"*/{part}/{name}"))) for name in shown] for part in parts]
+    if kind == "segmentation":  # in the colors of all pictures
+        views = sorted((shop.landscapes / "views/segmentation/val").glob("*.png"))
+        rows[0] = [colored(views[int(Path(name).stem)]) for name in shown]
     return grid(rows, side=160)
 
 
@@ -132,8 +135,7 @@ def of_panorama(shop: Workshop) -> Image.Image:
     painted.save(shop.work / PAINTED)
     run = shop.transformer("segmentation", "segmentation")
     picture, _ = drawn(shop, run, str(shop.work / PAINTED), (painted.height, painted.width))
-    colors = Image.fromarray(PALETTE[np.asarray(painted)])
-    return grid([[colors], [picture]])
+    return grid([[colored(shop.work / PAINTED)], [picture]])
 
 
 def of_drawing(shop: Workshop) -> list[Image.Image]:
@@ -169,7 +171,12 @@ def drawn(
 
 def cell_of_labels(root: Path, image: Path) -> Cell:
     """The labels of a rendered landscape in their colors."""
-    with Image.open(root / "views/segmentation/train" / image.name) as labels:
+    return colored(root / "views/segmentation/train" / image.name)
+
+
+def colored(path: Path) -> Image.Image:
+    """The file of a map of labels in their colors."""
+    with Image.open(path) as labels:
         return Image.fromarray(PALETTE[np.asarray(labels)])
 
 

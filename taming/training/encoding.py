@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from taming.command_line import flag
 from taming.config_files import STAGES
 from taming.data.codes import CODES, CONDITION, MOST_IN_UINT16, Manifest, Settings
 from taming.data.copies import Copies
+from taming.data.file_versions import version_of
 from taming.data.seeding import digest
 from taming.data.tools.code_writer import Arrays, CodeWriter, Part
 from taming.data.utils import custom_collate, start_method
@@ -67,7 +68,9 @@ class Encoding:
         self.splits = {split: self._copies(split, one) for split, one in data.datasets.items()}
         if not self.splits:
             raise UserError("the data section names no datasets; add data.params.train")
-        self.writer = CodeWriter(folder, self._settings(config))
+        params = config["data"]["params"]
+        files = {s: version_of(one, params[s]) for s, one in data.datasets.items()}
+        self.writer = CodeWriter(folder, replace(self._settings(config), files=files))
 
     def _copies(self, split: str, dataset: Any) -> Copies:
         if isinstance(dataset, IterableDataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,25 @@ def test_an_interrupted_encoding_goes_on(
     assert len(calls) == 11
     with pytest.raises(UserError, match="another protocol: crops: 0 before, and 1 now; give anoth"):
         encode([*command, "--out", "parts", "--crops", "1"])
+
+
+def test_codes_of_files_that_have_changed_are_not_gone_on_with(home: Path, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images" / "dogs", 6, 16, 16)
+    config = OmegaConf.load(home / "transformer.yaml")
+    files = {"size": 16, "root": "images"}
+    config.data.params.train = {"target": "taming.data.folder.ImageFolderTrain", "params": files}
+    del config.data.params.validation
+    command = ["--base", write_config(tmp_path, config), f"{FIRST}{home / 'first'}"]
+    encode([*command, "--out", "changing"])
+    encode([*command, "--out", "changing"])
+    shutil.copyfile(paths[1], paths[0])
+    with pytest.raises(UserError, match="codes of files of data.params.train that have changed"):
+        encode([*command, "--out", "changing"])
+    manifest = Path("changing/manifest.json")  # an earlier version's
+    content = json.loads(manifest.read_text())
+    del content["files"]
+    manifest.write_text(json.dumps(content))
+    encode([*command, "--out", "changing"])
 
 
 def test_processes_share_the_work(home: Path, small_parts: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def test_maps_fit_their_images_whether_both_are_turned_or_neither(tmp_path: Path
             np.testing.assert_array_equal(found[..., 0], expected[..., 0])
     extract(["6.png"], tmp_path / "images", tmp_path / "raw", picture_of, upright=False)
     np.testing.assert_array_equal(seen[-1], stored[0])
+
+
+def test_maps_of_changed_images_are_made_again(tmp_path: Path) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    for name in names:
+        write_image(tmp_path / "images" / name, 4, 6)
+    made: list[int] = []
+
+    def again() -> tuple[int, int]:
+        seen = made.append
+        report = extract(
+            names, tmp_path / "images", tmp_path / "maps", lambda x: seen(1) or Image.fromarray(x)
+        )
+        return report.written, report.already
+
+    assert again() == (3, 0) and again() == (0, 3)
+    own = Image.new("L", (6, 4))
+    own.save(tmp_path / "maps" / "c.png")  # the user's, whose image is not known
+    write_image(tmp_path / "images" / "c.png", 8, 8)
+    os.utime(tmp_path / "images" / "a.png", (0, 0))  # copied: the same content
+    assert again() == (0, 3)
+    write_image(tmp_path / "images" / "b.png", 8, 8)
+    assert again() == (1, 2) and again() == (0, 3)
+    with Image.open(tmp_path / "maps" / "b.png") as changed:
+        assert changed.size == (8, 8)
 
 
 def test_depth_is_kept_to_the_bit() -> None:

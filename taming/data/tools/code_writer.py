@@ -55,7 +55,14 @@ class CodeWriter:
             stored = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{file} is damaged; give an empty folder by --out") from None
-        for name, value in self.settings.as_json().items():
+        own = self.settings.as_json()
+        before, now = stored.get("files", {}), own.pop("files")
+        if changed := [split for split in now if before.get(split, now[split]) != now[split]]:
+            raise UserError(
+                f"{self.folder} has codes of files of data.params.{changed[0]} that have changed "
+                "since; give another folder by --out"
+            )
+        for name, value in own.items():
             before, now = _as_both_say(stored.get(name), value)
             if before != now:
                 raise UserError(

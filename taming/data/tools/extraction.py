@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -210,7 +212,8 @@ def extract(
     picture_of: Callable[[np.ndarray], Image.Image],
     upright: bool = True,
 ) -> Report:
-    """Write `output/<name>.png` for each image `images/<name>` that has none yet.
+    """Write `output/<name>.png` for each image `images/<name>` that has none yet, or one of another
+    content of that image, as the map's text says; a map without such a text stays.
 
     `picture_of` makes the map of an image uint8 (H, W, 3), which stands `upright` as its EXIF data
     say. The file has the image's own orientation: whether both are turned or neither, they fit.
@@ -218,11 +221,10 @@ def extract(
     """
     report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
-        target = Path(output) / _map_name(name)
-        if target.is_file():
+        target, path = Path(output) / _map_name(name), os.path.join(images, name)
+        if target.is_file() and not _is_of_another(target, path):
             report.already += 1
             continue
-        path = os.path.join(images, name)
         try:
             pixels, orientation = read_with_orientation(path)
         except BadImage as error:
@@ -237,6 +239,34 @@ def extract(
         exif = picture.getexif()
         exif.update({ORIENTATION_TAG: orientation} if orientation != 1 else {})
         with atomic_path(target, advice="make room and run again") as partial:
-            picture.save(partial, format="PNG", exif=exif)
+            picture.save(partial, format="PNG", exif=exif, pnginfo=_text_of(path))
         report.written += 1
     return report
+
+
+SOURCE = "Image"  # the text of a map that says of which image it is
+
+
+def _text_of(path: str) -> PngInfo:
+    """The size of an image's file, its time of change, and the SHA-256 of its content."""
+    status, text = os.stat(path), PngInfo()
+    text.add_text(SOURCE, f"{status.st_size} {status.st_mtime_ns} {_hash(path)}")
+    return text
+
+
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _is_of_another(target: Path, path: str) -> bool:
+    """Whether a map was made of another image of that name. A copied image has another time, but
+    the same content."""
+    try:
+        with Image.open(target) as picture:
+            said = str(picture.info.get(SOURCE, "")).split()
+        status = os.stat(path)
+    except OSError:  # whatever is there is not replaced
+        return False
+    if len(said) != 3 or said[:2] == [str(status.st_size), str(status.st_mtime_ns)]:
+        return False
+    return said[0] != str(status.st_size) or said[2] != _hash(path)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
+from taming.data.file_versions import version_of
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
@@ -45,7 +46,7 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
     if source is None:
         raise UserError(f"{type(dataset).__name__} has no image files that could go into shards")
     folder = Path(output)
-    _describe(folder, source, per_shard, len(dataset))
+    _describe(folder, source, per_shard, len(dataset), files=version_of(dataset))
     starts = range(0, len(dataset), per_shard)
     bar = tqdm(starts, f"writing {folder}", unit=" shards", disable=None)
     skipped: list[str] = []
@@ -59,7 +60,7 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
     return len(dataset) - len(skipped)
 
 
-def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int) -> None:
+def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int, *, files: str) -> None:
     maps = source.maps if isinstance(source, ImagesWithMaps) else {}
     content = {
         "maps": {name: maps.kind.describe() for name, maps in maps.items()},
@@ -67,9 +68,11 @@ def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int) -> N
         "exif": source.options.exif,
         "per_shard": per_shard,
         "samples": count,
+        "files": files,
     }
     file = folder / DESCRIPTION
-    if file.is_file() and BEFORE | json.loads(file.read_text()) != content:
+    # Those of earlier versions do not say which files they are of.
+    if file.is_file() and {**BEFORE, "files": files, **json.loads(file.read_text())} != content:
         raise UserError(f"{folder} has shards of other data or another size; give an empty folder")
     write_lines(file, [json.dumps(content, indent=2)])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,18 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
     for data, per_shard in ((dataset, 3), (fewer, 2)):
         with pytest.raises(UserError, match="another size; give an empty folder"):
             write_shards(data, tmp_path / "out", per_shard)
+    shutil.copyfile(dataset.paths[1], dataset.paths[0])  # another image of that name
+    with pytest.raises(UserError, match="shards of other data"):
+        write_shards(dataset, tmp_path / "out", 2)
 
 
 def test_folders_of_earlier_versions_go_on(tmp_path: Path) -> None:
-    """Their description has no `exif`, which was ignored."""
+    """Their description has no `exif`, which was ignored, and no `files`."""
     dataset = ImagePaths(write_images(tmp_path / "in", 2), 16, exif="ignore")
     write_shards(dataset, tmp_path / "out", 2)
     file = tmp_path / "out/shards.json"
     content = json.loads(file.read_text())
-    del content["exif"]
+    del content["exif"], content["files"]
     file.write_text(json.dumps(content))
     assert Shards(str(tmp_path / "out")).options.exif == "ignore"
     assert write_shards(dataset, tmp_path / "out", 2) == 2
