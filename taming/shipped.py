@@ -105,7 +105,7 @@ def as_called(text: str) -> str:
     if not is_installed():
         return text
     text = _CALL.sub(lambda m: f"{m[1]}-m {script(m[2])}" if m[1] else script(m[2]), text)
-    return text.replace("python main.py", script(MAIN))
+    return re.sub(r"(?:python )?\bmain\.py", script(MAIN), text)
 
 
 def config_names() -> list[str]:

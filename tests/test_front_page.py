@@ -130,6 +130,24 @@ def test_costs_are_those_of_the_measured_rates() -> None:
         assert f"measured {rate:.0f} images a second" in row
 
 
+def test_what_was_measured_once_is_as_it_was_noted() -> None:
+    results = ROOT / "benchmarks" / "results"
+    made, gallery = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("installation", "gallery")
+    )
+    text = " ".join(README.split())
+    assert f"{made['packages']} packages and {made['gigabytes']:.1f} GB, of which" in text
+    libraries = made["gigabytes_of_torch_triton_and_cuda"]
+    assert f"torch, Triton and the CUDA libraries are {libraries:.1f} ([measured]" in text
+    page = " ".join((ROOT / "docs" / "gallery.md").read_text(encoding="utf-8").split())
+    cores = {2: "two"}[gallery["cores"]]
+    assert (
+        f"in {gallery['minutes']:.0f} minutes on {cores} cores of an {gallery['processor']} "
+        f"(torch {gallery['torch']}, {gallery['how']})" in page
+    )
+
+
 def test_reliability_is_that_of_its_page() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = {

@@ -155,7 +155,7 @@ def test_an_installation_is_told_of_no_files_of_a_clone(
             load(ROOT / "scripts" / f"{name}.py").main(words)
         texts.append(capsys.readouterr().out)
     said = "\n".join(texts)
-    assert not re.findall(r"scripts/\w*|\w*/?main\.py --base|make demo", said)
+    assert not re.findall(r"scripts/\w*|\bmain\.py|make demo", said)
     for called in (
         *("taming evaluate logs/", "taming evaluate A B", "\n    taming digits\n"),
         *("    taming train --base faceshq_vqgan -t True", "taming curves -r logs/<run>"),
@@ -265,6 +265,10 @@ def test_the_wheel_has_scripts_and_configs(tmp_path: Path) -> None:
         return subprocess.run(line, cwd=elsewhere, env=environment, capture_output=True, text=True)
 
     assert taming("configs").stdout.split() == config_names()
+    helped = taming("digits", "--help").stdout
+    assert "    taming digits\n" in helped and "scripts/" not in helped
+    listed = taming("reproduce", "--list").stdout
+    assert "`taming evaluate logs/" in listed and "scripts/" not in listed
     assert (installed / "taming/configs/gallery/painted_map.png").is_file()
     made = taming("completion", "bash")  # which asks every script for its flags
     assert all(f"    {name}) words='-" in made.stdout for name in SCRIPTS) and not made.stderr
