@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from scripts.figures import main
+from taming.command_line import Parser
 from taming.completion_script import words_of
 from taming.evaluation.figures.samples import order_name, order_picture
 from taming.evaluation.figures.sampling_cost import StandIn
@@ -351,7 +352,10 @@ def test_commands_of_the_documentation(
     assert list((tmp_path / "out").glob("*.json")) and list((tmp_path / "out").glob("*.png"))
 
 
-def test_help_has_the_flags_of_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_flags_of_all_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parser, "program", None)  # which `taming` sets in its process
     for words in ([], ["--help"]):
         with pytest.raises(SystemExit) as stop:
             main(words)
