@@ -36,8 +36,14 @@ class RunLength:
 
 def percent(value: Any) -> Any:
     """The share that a text such as "10%" stands for, below 1; anything else as it is."""
+    share = percent_or_all(value)
+    return value if isinstance(value, str) and share == 1 else share
+
+
+def percent_or_all(value: Any) -> Any:
+    """As `percent`, with 1.0 for "100%"."""
     if isinstance(value, str) and value.endswith("%"):
         with suppress(ValueError):
             share = float(value.removesuffix("%")) / 100
-            return share if 0 <= share < 1 else value
+            return share if 0 <= share <= 1 else value
     return value

@@ -192,7 +192,8 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         """Continue indices `x` [B, n] under condition indices `c` [B, m] by `steps` indices.
 
         Returns [B, n + steps]. `sample=False` takes the most likely index. Randomness is torch's
-        global generator's; `taming.sampling` has one per sample.
+        global generator's; `taming.sampling` has one per sample. `callback` is called with 0 to
+        `steps` - 1, each as soon as so many indices are there before the latest one.
         """
         for name, tokens in (("x", x), ("c", c)):
             check_sequence(tokens, name, self.vocab_size)
@@ -215,13 +216,23 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             return sample_token(filtered(logits), None if numbers is None else numbers[n])
 
         if self.masked:
-            weights = Weights(self.transformer, rows=len(prompt))
             new = continued(
-                weights, x, c, steps, filtered, mask_token=self.mask_token, random=sample
+                Weights(self.transformer, rows=len(prompt)),
+                x,
+                c,
+                steps,
+                filtered,
+                n_codes=self.n_codes,
+                mask_token=self.mask_token,
+                random=sample,
+                on_code=callback,
             )
         elif self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
             logits = own_methods.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
-            new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
+            new = x.new_empty(len(x), steps)
+            for n in range(steps):
+                new[:, n] = pick(logits[:, n], n)
+                callback(n)
         else:
             length = prompt.shape[1] + steps - 1
             decoder = own_methods.decoder_for(self.transformer, len(prompt), length)

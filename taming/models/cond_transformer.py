@@ -22,7 +22,6 @@ from taming.config_values import (
     Pixels,
     Range,
     ScheduleConfig,
-    StepOrShare,
 )
 from taming.errors import UserError
 from taming.models.batch_checks import (
@@ -33,7 +32,7 @@ from taming.models.batch_checks import (
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
-from taming.models.reading_order import OrderKind, ReadingOrder
+from taming.models.reading_order import OrderKind, ReadingOrder, StepOrShareOrAll
 from taming.models.result_checks import (
     check_vocabulary,
     checked_tokens,
@@ -83,7 +82,7 @@ class Net2NetTransformer(TransformerTraining):
         order: raster, permuter, random or annealed, see `taming.models.reading_order`; the last two
             need a GPT with `target_positions`.
         anneal: the steps or shares of the run between which `order: annealed` becomes raster; by
-            default half and three quarters of it.
+            default half and three quarters of it. 1.0 is the whole run, and so is 1 beside a share.
         raster_share: of the images with `order: random` (by default none), and at the end with
             `order: annealed` (all): those that are read row by row.
         training: see `taming.models.training_options`.
@@ -110,7 +109,7 @@ class Net2NetTransformer(TransformerTraining):
         cond_drop: FractionBelowOne = 0.0,
         scheduler_config: ScheduleConfig | None = None,
         order: OrderKind | None = None,
-        anneal: Annotated[Sequence[StepOrShare], Length(2, 2)] | None = None,
+        anneal: Annotated[Sequence[StepOrShareOrAll], Length(2, 2)] | None = None,
         raster_share: Fraction | None = None,
         **training: Unpack[TransformerOptions],
     ) -> None:

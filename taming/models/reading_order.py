@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from taming.config_values import CountOrZero, Range
 from taming.errors import UserError, shorten
 from taming.modules.transformer.masked import random_masks
 from taming.modules.transformer.orders import random_orders
-from taming.run_length import RunLength, percent
+from taming.run_length import RunLength, percent_or_all
 
+StepOrShareOrAll = Annotated[CountOrZero | Annotated[float, Range(above=0, most=1)], percent_or_all]
 OrderKind = Literal["raster", "permuter", "random", "annealed"]
 ORDERS = ("raster", "permuter", "random", "annealed")
 ANNEALED = (0.5, 0.75)  # of the run, as published
@@ -40,7 +42,7 @@ class ReadingOrder:
     Attributes:
         order: see the module; by default that of the permuter, if there is one, or else raster.
         anneal: the steps, or shares of the run, between which `order: annealed` becomes raster;
-            by default `ANNEALED`.
+            by default `ANNEALED`. As a float, 1.0 is the whole run, and so is 1 beside a share.
         by_rows: `raster_share`; by default 0 for random, and 1 for annealed.
     """
 
@@ -51,13 +53,19 @@ class ReadingOrder:
     def __post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
             raise UserError(f"order is one of {', '.join(ORDERS)}, not {shorten(self.order)}")
-        first, last = map(percent, self._between)
-        if (0 < first < 1) == (0 < last < 1):  # two shares, or two steps, of whatever run
+        first, last = self._bounds
+        if _is_share(first) == _is_share(last):  # two shares, or two steps, of whatever run
             self._require_rise(first, last)
 
     @property
     def _between(self) -> Sequence[float | str]:
         return ANNEALED if self.anneal is None else self.anneal
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """`_between` in numbers: shares are floats above 0 to 1, and all else are steps."""
+        first, last = map(percent_or_all, self._between)
+        return first, 1.0 if last == 1 and _is_share(first) else last
 
     def _require_rise(self, first: float, last: float) -> None:
         if last < first:
@@ -74,7 +82,14 @@ class ReadingOrder:
     @property
     def ends_by_rows(self) -> bool:
         """Whether all images are read row by row in the end, when other orders are forgotten."""
-        return self.order == "annealed" and self.by_rows in (None, 1)
+        return self.any and self._last_share == 1
+
+    @property
+    def _last_share(self) -> float:
+        """The share of images that are read row by row in the end."""
+        if self.by_rows is None:
+            return 1.0 if self.order == "annealed" else 0.0
+        return self.by_rows
 
     def raster_share(self, step: int, run: RunLength) -> float:
         """The share of images that are read row by row in a step, counted from 0.
@@ -83,11 +98,11 @@ class ReadingOrder:
             UserError: if the run has no end, and the steps are shares of it, or they do not rise.
         """
         if self.order != "annealed":
-            return self.by_rows or 0.0
-        first, last = (run.steps_of(percent(each), "model.params.anneal") for each in self._between)
+            return self._last_share
+        first, last = (_step_of(bound, run) for bound in self._bounds)
         self._require_rise(first, last)
         done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
-        return done * (1.0 if self.by_rows is None else self.by_rows)
+        return done * self._last_share
 
     def draw(self, codes: Tensor, raster_share: float) -> Tensor:
         """Orders int64 (B, n) of training for `codes` (B, n)."""
@@ -96,6 +111,15 @@ class ReadingOrder:
             return orders
         by_rows = torch.rand(len(codes), 1, device=codes.device) < raster_share
         return torch.where(by_rows, raster(codes), orders)
+
+
+def _is_share(bound: float) -> bool:
+    return isinstance(bound, float) and 0 < bound <= 1
+
+
+def _step_of(bound: float, run: RunLength) -> int:
+    key = "model.params.anneal"
+    return run.end(key) if _is_share(bound) and bound == 1 else run.steps_of(bound, key)
 
 
 def raster(codes: Tensor) -> Tensor:

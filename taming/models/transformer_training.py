@@ -237,7 +237,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
         """What is validated of models without one order: the loss, and others by names' ends.
 
         Of orders and masks by the batch's number, which are the same in every validation. The loss
-        is that in the order in which training ends.
+        is that by rows if training ends with these alone, or else in random orders.
         """
         codes, c_indices = self._codes_of(batch)
 
@@ -252,7 +252,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
             end: loss_of(*self._predict_in(order, codes, c_indices))
             for end, order in orders.items()
         }
-        last = "_raster" if self.reading.order == "annealed" else "_random"
+        last = "_raster" if self.reading.ends_by_rows else "_random"
         return losses[last], losses
 
     def _batch_size(self, batch: Mapping[str, Any]) -> int:

@@ -78,14 +78,9 @@ def sample_in_windows(
 
 def _check(weights: Weights, conditions: Conditions, trained: tuple[int, int]) -> None:
     check_condition(conditions.whole, conditions.layout.shape)
-    before = _length_in_training(conditions, trained)
+    before = conditions.length_in(trained)
     check_layout(weights.config, before, trained)
     check_length(weights.config.block_size, before + prod(trained) - 1)
-
-
-def _length_in_training(conditions: Conditions, trained: tuple[int, int]) -> int:
-    """How many tokens a condition of an image of `trained` (height, width) has."""
-    return prod(trained) if conditions.whole.dim() == 3 else conditions.length
 
 
 def room_for(weights: Weights, conditions: Conditions, images: int) -> Room:
@@ -139,9 +134,8 @@ class _Windows:
     ) -> None:
         self.weights, self.conditions, self.room = weights, conditions, room
         self.device, layout = weights.device, conditions.layout
-        before = _length_in_training(conditions, trained)
-        self._of_condition = conditions.positions(trained).to(self.device)  # (n,)
-        self._of_codes = (before + layout.positions(trained)).to(self.device)  # (h * w,)
+        path, n = conditions.path(trained).to(self.device), conditions.length
+        self._of_condition, self._of_codes = path[:n], path[n:]  # (n,), (h * w,)
         self._length = room.condition + prod(layout.window) - 1
         self._columns = torch.arange(self._length, device=self.device)
         self._modulations = weights.modulations(conditions.whole[:, 0])

@@ -33,7 +33,7 @@ from taming.sampling.any_order import (
 )
 from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
-from taming.sampling.requests import Request, known_of
+from taming.sampling.requests import Request, known_of, sampled_of_first
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
 from taming.sampling.sliding_window import SlidingWindow, layout_for
@@ -226,7 +226,7 @@ class TokenSampler:
     def _sample_in_order(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
         """One token after the other; `prompt` is (copies * B, n)."""
         steps = chance.uniform.shape[1]
-        sampled = _sampled_of_first(known, range(steps))
+        sampled = sampled_of_first(known, range(steps))
         return generate(
             self._decoder_of(prompt.shape[1] + steps - 1),
             prompt,
@@ -297,8 +297,10 @@ class TokenSampler:
             return self._sample_around_in_windows(conditions, chance, known)
         layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
         order = [row * width + column for step in layout.steps() for row, column in step]
-        sampled = _sampled_of_first(None if known is None else known.flatten(1), order)
-        sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
+        sampled = sampled_of_first(None if known is None else known.flatten(1), order)
+        sampler = SlidingWindow(
+            self._weights, condition, layout, self.copies, by_window, trained=self.window
+        )
         grid = sampler.sample(  # (B, H, W)
             lambda logits, row, column: chance.pick(logits, row * width + column),
             known,
@@ -317,14 +319,3 @@ class TokenSampler:
             self._weights, conditions, self.window, chance, known=known, report=report
         )
         return codes.clone()
-
-
-def _sampled_of_first(known: Tensor | None, order: Sequence[int]) -> list[int]:
-    """How many of the first n positions of `order` are sampled in any image, for n from 0.
-
-    `known` (B, H * W) is -1 there. For known = [[5, -1, 7, -1]], in order: [0, 0, 1, 1, 2].
-    """
-    if known is None:
-        return list(range(len(order) + 1))
-    sampled = (known < 0).any(0)[list(order)]  # (H * W,)
-    return [0, *sampled.cumsum(0).tolist()]

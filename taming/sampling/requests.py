@@ -215,3 +215,14 @@ def known_of(requests: Sequence[Request], shape: tuple[int, int]) -> Tensor | No
                 f"the known indices are {tuple(indices.shape)}, but the image is {tuple(shape)}"
             )
     return torch.stack(known)
+
+
+def sampled_of_first(known: Tensor | None, order: Sequence[int]) -> list[int]:
+    """How many of the first n positions of `order` are sampled in any image, for n from 0.
+
+    `known` (B, H * W) is -1 there. For known = [[5, -1, 7, -1]], in order: [0, 0, 1, 1, 2].
+    """
+    if known is None:
+        return list(range(len(order) + 1))
+    sampled = (known < 0).any(0)[list(order)]  # (H * W,)
+    return [0, *sampled.cumsum(0).tolist()]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import check_length, known_or, segment_at
+from taming.modules.transformer.decoding import check_length, known_or, path_read, segment_at
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
@@ -81,6 +81,8 @@ class SlidingWindow:
         weights: the transformer's.
         condition: int64 [copies * B, H, W], or a prefix [copies * B, n]: an image can have several.
         condition_in: the prefix for a window, if it is not the same for all of them.
+        trained: (height, width) in tokens of the images of training, of a GPT with
+            `target_positions`: codes stand where they would in one; by default that is a window.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class SlidingWindow:
         layout: Layout,
         copies: int = 1,
         condition_in: Callable[[Box], Tensor] | None = None,
+        *,
+        trained: tuple[int, int] | None = None,
     ) -> None:
         self.weights, self.condition, self.layout = weights, condition, layout
         self.copies, self.conditions = copies, Conditions(condition, layout, condition_in)
@@ -98,6 +102,10 @@ class SlidingWindow:
         self.caches = _Caches(weights, layout, len(condition), length)
         self._columns = torch.arange(length, device=weights.device)
         self._modulations = weights.modulations(condition[:, 0])
+        self._path: Tensor | None = None  # (n + h * w,), of a window's tokens
+        if isinstance(weights, Weights) and weights.config.target_positions:
+            path = self.conditions.path(trained or layout.window)
+            self._path = path.to(weights.device)
 
     @torch.inference_mode()
     def sample(
@@ -177,6 +185,9 @@ class SlidingWindow:
 
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
         segment = segment_at(tokens, start, self._columns, self.weights.n_unmasked, cache)
+        if self._path is not None:
+            path = self._path.expand(len(tokens), -1)
+            segment.path = path_read(path, start, start + tokens.shape[1], 1)
         if not segment.starts:
             segment.modulations = self._modulations
         return segment
@@ -270,9 +281,11 @@ def _sample_around(
 def layout_for(gpt: GPT, cond: Tensor, shape: tuple[int, int], sides: tuple[int, int]) -> Layout:
     """The checked windows for a condition [B, H, W] or [B, n] and a grid of `shape`."""
     check_condition(cond, shape)
-    layout = Layout.of(shape, sides)
-    before, (h, w) = Conditions(cond, layout).length, layout.window
+    conditions = Conditions(cond, Layout.of(shape, sides))
+    h, w = conditions.layout.window
     if isinstance(gpt, GPT):
-        check_layout(gpt.config, before, (h, w))
-    check_length(block_size_of(gpt), before + h * w - 1)
-    return layout
+        if gpt.config.target_positions:  # codes stand where they would in an image of training
+            h, w = sides
+        check_layout(gpt.config, conditions.length_in((h, w)), (h, w))
+    check_length(block_size_of(gpt), conditions.length_in((h, w)) + h * w - 1)
+    return conditions.layout

@@ -104,6 +104,10 @@ class Conditions:
         h, w = self.layout.window
         return h * w if self.whole.dim() == 3 else self.whole.shape[1]
 
+    def length_in(self, shape: tuple[int, int]) -> int:
+        """How many tokens a condition of an image of `shape` (height, width) has."""
+        return shape[0] * shape[1] if self.whole.dim() == 3 else self.length
+
     def at(self, corner: Corner) -> Tensor:
         """Tokens (B, n) in the window there."""
         (top, left), (h, w), (height, width) = corner, self.layout.window, self.layout.shape
@@ -118,6 +122,11 @@ class Conditions:
         if self.whole.dim() == 3:
             return self.layout.positions(trained)
         return torch.arange(self.length)
+
+    def path(self, trained: tuple[int, int]) -> Tensor:
+        """The same (n + h * w,) of a window's condition and of its codes, by rows."""
+        codes = self.length_in(trained) + self.layout.positions(trained)
+        return torch.cat((self.positions(trained), codes))
 
 
 def check_condition(cond: Tensor, shape: tuple[int, int]) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from taming.config import instantiate_from_config
 from taming.distributed import is_first_process
 from taming.lr_scheduler import RunSchedule
+from taming.models.reading_order import ReadingOrder
 from taming.modules.losses.start import DiscriminatorStart
 from taming.run_length import RunLength, percent
 from taming.training.data_module import DataModuleFromConfig
@@ -31,6 +32,9 @@ def check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
     key = "model.params.lossconfig.params.disc_start"
     if isinstance(start := percent(OmegaConf.select(config, key)), float):
         RunLength().steps_of(start, key)
+    if OmegaConf.select(config, "model.params.order") == "annealed" and _is_ours(config.model):
+        anneal = config.model.params.get("anneal")
+        ReadingOrder("annealed", anneal).raster_share(0, RunLength())
     for name in ("scheduler_config", "temperature_scheduler_config"):
         node = OmegaConf.select(config, f"model.params.{name}")
         rule = instantiate_from_config(node, name, "schedule") if node else None
@@ -48,7 +52,7 @@ def warn_of_start(
     """
     loss = OmegaConf.select(config, "model.params.lossconfig")
     params = loss.get("params") if isinstance(loss, DictConfig) else None
-    if not params or not canonical_name(str(loss.get("target"))).startswith("taming."):
+    if not params or not _is_ours(loss):
         return
     start, warm_up = percent(params.get("disc_start")), params.get("disc_warmup_steps") or 0
     if start is None or not params.get("disc_factor", 1.0) or options.get("fast_dev_run"):
@@ -58,6 +62,11 @@ def warn_of_start(
         begins.begin(run, global_step=0)
         if line := begins.beyond(run):
             log.warning("%s", line)
+
+
+def _is_ours(section: DictConfig) -> bool:
+    """Whether the `target` of a section is a class of this project."""
+    return canonical_name(str(section.get("target"))).startswith("taming.")
 
 
 def _batches(options: Mapping[str, Any], data: pl.LightningDataModule) -> int | None:

@@ -83,6 +83,23 @@ def test_rows_come_back_between_two_shares_of_the_run() -> None:
         ReadingOrder("annealed", (300, "25%")).raster_share(0, run)
 
 
+@pytest.mark.parametrize("anneal", [(0.5, 1), (0.5, 1.0), (200, 1.0), ("50%", "100%"), (200, 400)])
+def test_the_end_of_a_run_is_a_share_of_it(anneal: Any) -> None:
+    (annealed, run) = make(TOLD, order="annealed", anneal=list(anneal)).reading, RunLength(400)
+    shares = [annealed.raster_share(step, run) for step in (0, 200, 300, 399)]
+    assert shares == [0, 0, 0.5, 199 / 200]
+
+
+def test_one_step_and_no_share_stay_steps() -> None:
+    for anneal in ((0, 1), (1, 1)):
+        shares = [ReadingOrder("annealed", anneal).raster_share(s, RunLength(9)) for s in (0, 2)]
+        assert shares == [0, 1]
+    whole = ReadingOrder("annealed", (0.0, 1.0))
+    assert [whole.raster_share(step, RunLength(4)) for step in range(4)] == [0, 0.25, 0.5, 0.75]
+    with pytest.raises(UserError, match="above 0 to 1"):
+        make(TOLD, order="annealed", anneal=[0.5, 1.5])
+
+
 def test_a_share_is_read_by_rows_in_every_step(tmp_path: Path) -> None:
     model = make(TOLD, order="random", raster_share=1.0)
     orders: list[Tensor] = []
@@ -98,9 +115,20 @@ def test_a_share_is_read_by_rows_in_every_step(tmp_path: Path) -> None:
     assert len(orders) == 2 and all((order == torch.arange(16)).all() for order in orders)
 
 
-@pytest.mark.parametrize("order", ["random", "annealed"])
-def test_validation_measures_by_rows_and_in_fixed_random_orders(order: str, tmp_path: Path) -> None:
-    model = make(TOLD, order=order, **({"anneal": [1, 3]} if order == "annealed" else {}))
+@pytest.mark.parametrize(
+    ("order", "by_rows", "own"),
+    [
+        ("random", None, "random"),
+        ("random", 1.0, "raster"),
+        ("annealed", None, "raster"),
+        ("annealed", 0.25, "random"),
+    ],
+)
+def test_validation_measures_by_rows_and_in_fixed_random_orders(
+    order: str, by_rows: float | None, own: str, tmp_path: Path
+) -> None:
+    anneal = {"anneal": [1, 3]} if order == "annealed" else {}
+    model = make(TOLD, order=order, raster_share=by_rows, **anneal)
     model.learning_rate = 1e-3
     shares: list[float] = []
     predict = model.predict
@@ -113,7 +141,8 @@ def test_validation_measures_by_rows_and_in_fixed_random_orders(order: str, tmp_
     model.predict = note
     columns = {"codes": CODES, "condition_codes": LABELS}
     trainer = fit(model, columns, tmp_path, steps=3)
-    assert shares == ([0.0, 0.0, 0.5] if order == "annealed" else [0.0] * 3)
+    last = float(own == "raster") if by_rows is None else by_rows
+    assert shares == ([0.0, 0.0, last / 2] if order == "annealed" else [last] * 3)
     logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
     assert model.logged_names() <= set(trainer.callback_metrics)
     model.eval()
@@ -125,7 +154,6 @@ def test_validation_measures_by_rows_and_in_fixed_random_orders(order: str, tmp_
     for name, (logits, target) in expected.items():
         loss = F.cross_entropy(logits.mT, target)
         assert logged[f"val/loss_{name}"] == pytest.approx(float(loss), rel=1e-5)
-    own = "raster" if order == "annealed" else "random"
     assert logged["val/loss"] == logged[f"val/loss_{own}"]
     assert logged["val/loss_raster"] != logged["val/loss_random"]
 
@@ -160,7 +188,9 @@ def test_validation_of_masked_codes_is_always_the_same(tmp_path: Path) -> None:
 
 def test_masked_codes_after_others_are_filled_in() -> None:
     model, codes = make(FULL).eval(), CODES.flatten(1)[:2]
-    sampled = model.sample(codes[:, :5], LABELS[:2], 11, sample=True, top_k=5)
+    told: list[int] = []
+    sampled = model.sample(codes[:, :5], LABELS[:2], 11, sample=True, top_k=5, callback=told.append)
+    assert told == list(range(11))
     assert torch.equal(sampled[:, :5], codes[:, :5]) and 0 <= sampled.min() <= sampled.max() < 20
     best = model.sample(codes[:, :15], LABELS[:2], 1)[:, 15]
     masked = torch.cat((LABELS[:2], codes[:, :15], torch.full((2, 1), 22)), dim=1)

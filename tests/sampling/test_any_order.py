@@ -145,8 +145,9 @@ def test_what_annealed_models_do_when_asked_for_more(model: Any) -> None:
             got = indices(annealed, [request], SampleSettings(**own))
             assert torch.equal(got, indices(model, [request], SampleSettings(**other)))
         assert torch.equal(indices(shared, [request]), indices(model, [request]))
-    assert not ReadingOrder("random", by_rows=1.0).ends_by_rows
-    assert ReadingOrder("annealed", by_rows=1.0).ends_by_rows
+    for order in ("random", "annealed"):
+        assert ReadingOrder(order, by_rows=1.0).ends_by_rows
+        assert not ReadingOrder(order, by_rows=0.9).ends_by_rows
 
 
 def test_samples_do_not_depend_on_the_batch_and_bars_count_codes(model: Any, masked: Any) -> None:

@@ -261,6 +261,30 @@ def test_annealed_models_go_by_rows_unless_they_are_asked_for_more(model: Any) -
     assert torch.equal(got, codes_of(model, requests, by_rows, shape=(6, 6)))
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (2, 6), (4, 2), (1, 4)])
+@pytest.mark.parametrize("kind", ["class", "rope", "map"])
+def test_by_rows_codes_of_smaller_images_stand_where_they_did_in_training(
+    kind: str, shape: Shape
+) -> None:
+    """Of models that read what is kept at its place: as one code a step, and as a pass over all."""
+    gpt = {
+        "class": {},
+        "rope": {"rope_grid": [4, 4], "n_embd": 32},
+        "map": {"block_size": 31},
+    }[kind]
+    model = make(**gpt)
+    config = transformer_config({**SMALL, **gpt}, order="annealed", cond_drop=0.1)
+    annealed = instantiate_from_config(config).eval().requires_grad_(False)
+    annealed.load_state_dict(model.state_dict())
+    given = {"condition": torch.randint(20, shape)} if kind == "map" else {"prompt": (3,)}
+    request = Request(5, **given)
+    got = codes_of(annealed, [request], shape=shape)
+    by_rows = SampleSettings(order="raster")
+    assert torch.equal(got[0], plain_loop(model, request, shape, by_rows))
+    steps = SampleSettings(steps=shape[0] * shape[1], step_schedule="linear", order="raster")
+    assert torch.equal(got, codes_of(annealed, [request], steps, shape=shape))
+
+
 def test_a_window_as_large_as_training_is_the_way_without_windows(model: Any) -> None:
     requests = [Request(n, (label,), label) for label in (3, 1) for n in range(2)]
     for hole in (None, padded((4, 4), 2, 2), holes((4, 4))):

@@ -19,8 +19,7 @@ from taming.sampling import (
     sample_sliding_window,
     uniforms,
 )
-from taming.sampling.engine import _sampled_of_first
-from taming.sampling.requests import condition_indices
+from taming.sampling.requests import condition_indices, sampled_of_first
 from tests.kit.models import SPIRAL, tiny_model, transformer_config
 from tests.support import assert_close
 
@@ -148,9 +147,9 @@ def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
 
 def test_positions_that_any_image_lacks_are_steps() -> None:
     known = torch.tensor([[5, -1, 7, -1], [5, 1, -1, -1]])
-    assert _sampled_of_first(known, range(4)) == [0, 0, 1, 2, 3]
-    assert _sampled_of_first(known, [3, 0, 1, 2]) == [0, 1, 1, 2, 3]
-    assert _sampled_of_first(None, range(3)) == [0, 1, 2, 3]
+    assert sampled_of_first(known, range(4)) == [0, 0, 1, 2, 3]
+    assert sampled_of_first(known, [3, 0, 1, 2]) == [0, 1, 1, 2, 3]
+    assert sampled_of_first(None, range(3)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the first stage

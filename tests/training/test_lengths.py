@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from taming.errors import UserError
 from taming.run_length import RunLength
 from taming.training.cli import main as main_command
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.lengths import planned, warn_of_start
+from taming.training.lengths import check_end, planned, warn_of_start
 from tests.kit.models import GAN_LOSS
 from tests.kit.training import small_vqgan, write_config
 
@@ -70,6 +71,18 @@ def test_a_game_that_never_begins_is_said(
     data.datasets = {"train": range(10)}
     warn_of_start(config_with(**params), {"max_epochs": 2, "devices": 1, **options}, data)
     assert bool(caplog.text) is bool(line) and line in caplog.text
+
+
+def test_what_follows_the_length_of_a_run_needs_one() -> None:
+    annealed = {"target": "taming.models.cond_transformer.Net2NetTransformer"}
+    annealed |= {"params": {"order": "annealed"}}
+    endless: dict[str, Any] = {"max_epochs": -1}
+    for model in (annealed, {**annealed, "params": {"order": "annealed", "anneal": [3, 1.0]}}):
+        with pytest.raises(UserError, match="anneal follows the length of a run, and this one"):
+            check_end(OmegaConf.create({"model": model}), endless)
+    for own in ({"target": "own.Model"}, {"params": {"order": "annealed", "anneal": [3, 9]}}):
+        check_end(OmegaConf.create({"model": annealed | own}), endless)
+    check_end(OmegaConf.create({"model": annealed}), {"max_steps": 9})
 
 
 def test_losses_of_ones_own_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -142,17 +142,21 @@ def continued(
     steps: int,
     filtered: Callable[[Tensor], Tensor],
     *,
+    n_codes: int,
     mask_token: int,
     random: bool,
+    on_code: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
     """The `steps` codes (B, steps) after `codes` (B, n), filled in.
 
-    They are sampled from `filtered` logits (N, V), by torch's global generator, or if not `random`
-    the likeliest.
+    They are sampled from `filtered` logits (N, n_codes), by torch's global generator, or if not
+    `random` the likeliest. `on_code` is called with 0 to `steps` - 1, as codes are filled in.
     """
     unknown = codes.new_full((len(codes), steps), -1)
+    told = 0
 
     def choose(logits: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        logits = logits[..., :n_codes]  # other tokens are no choice, and no doubt of one
         rows = filtered(logits.flatten(0, 1))
         numbers = torch.rand(2, len(rows), device=rows.device) if random else None
         new = sample_token(rows, None if numbers is None else numbers[0]).view(logits.shape[:2])
@@ -160,5 +164,12 @@ def continued(
         noise = 0.0 if numbers is None else scale * gumbel(numbers[1]).view(new.shape)
         return new, confidence_in(new, logits, noise)
 
+    def tell(_: Tensor, done: int) -> None:
+        nonlocal told
+        while told < done - codes.shape[1]:
+            on_code(told)
+            told += 1
+
     known = torch.cat((codes, unknown), dim=1)
-    return fill_in(weights, condition, known, choose, mask_token=mask_token)[:, codes.shape[1] :]
+    filled = fill_in(weights, condition, known, choose, mask_token=mask_token, on_step=tell)
+    return filled[:, codes.shape[1] :]
