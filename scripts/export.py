@@ -13,7 +13,7 @@ The run may be a transformer's: all but safetensors then take its first stage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
@@ -43,14 +43,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def first_stage(source: str, base: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def first_stage(source: str, base: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
     """A run's first stage, and the parameters in its config."""
     model, run, _ = load_run(source, base)
-    params = run_config(run, base, used=["model"]).model.params
+    section = run_config(run, base, used=["model"]).model
     if isinstance(model, Net2NetTransformer):
         print(f"{source} is a transformer: its first stage alone is written")
-        return model.first_stage_model, params.first_stage_config.params
-    return model, params
+        return model.first_stage_model, section.params.first_stage_config.get("params") or {}
+    return model, section.get("params") or {}
 
 
 @command
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = args.target
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)
-        to_diffusers(model, params["ddconfig"], args.target)
+        to_diffusers(model, params.get("ddconfig"), args.target)
     elif args.format in FOREIGN:
         model, _ = first_stage(args.source, args.base)
         to_layout(model, args.format, args.target)

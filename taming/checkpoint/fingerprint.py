@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taming.checkpoint.names import OPTIONAL
+from taming.checkpoint.names import OPTIONAL, STATISTICS, ends_in
 
 # Parameters of models that decide about their training alone.
 _TRAINING = {"ckpt_path", "ignore_keys", "lossconfig", "lr_g_factor", "monitor"}
@@ -29,13 +29,43 @@ def model_hashes(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str
     return {"weights": weights_hash(model.state_dict()), "config": digest[:_LENGTH]}
 
 
-def weights_hash(state: Mapping[str, Tensor]) -> str:
+class WeightsHash(str):
+    """A hash of weights, which equals the one that earlier versions computed of them as well.
+
+    These counted in how often codes were taken in training (`former`).
+    """
+
+    former: str
+
+    def __new__(cls, own: str, former: str) -> WeightsHash:
+        made = super().__new__(cls, own)
+        made.former = former
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # also the former
+        return str(self), self.former
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or str.__eq__(self.former, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> WeightsHash:
     """SHA-256 of all tensors, by name, that are there for more than training; its beginning."""
     tensors = {n: t for n, t in sorted(state.items()) if not _for_training(n)}
     with ThreadPoolExecutor(4) as pool:  # hashing large tensors lets other threads run
-        digests = list(pool.map(_tensor_hash, tensors.values()))
+        digests = dict(zip(tensors, pool.map(_tensor_hash, tensors.values()), strict=True))
+    weights = {name: digest for name, digest in digests.items() if not ends_in(name, STATISTICS)}
+    return WeightsHash(_together(weights), _together(digests))
+
+
+def _together(digests: Mapping[str, str]) -> str:
     whole = hashlib.sha256()
-    for name, digest in zip(tensors, digests, strict=True):
+    for name, digest in digests.items():
         whole.update(f"{name} {digest} ".encode())
     return whole.hexdigest()[:_LENGTH]
 

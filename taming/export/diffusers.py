@@ -6,12 +6,14 @@ itself is not needed.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import nn
 
 from taming.atomic_files import write_text
 from taming.checkpoint import read_checkpoint
@@ -33,9 +35,14 @@ NEAREST = (
     VectorQuantizer,
     EMAVectorQuantizer,
 )  # quantizers that diffusers has, too
+DEFAULTS: dict[str, Any] = {  # of a ddconfig
+    name: parameter.default
+    for name, parameter in inspect.signature(Encoder).parameters.items()
+    if parameter.default is not parameter.empty
+}
 
 
-def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
+def to_diffusers(model: nn.Module, ddconfig: Mapping[str, Any] | None, folder: str | Path) -> None:
     """Write a VQModel, built with `ddconfig`, as a folder for `VQModel.from_pretrained`.
 
     Raises:
@@ -54,33 +61,24 @@ def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a VQModel.
+def diffusers_config(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `config.json` of a VQModel that was built with a `given` ddconfig.
 
     Raises:
         UserError: for models that diffusers' class cannot express.
     """
-    multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
-    plain = type(quantizer) in NEAREST  # subclasses compare otherwise
-    if not isinstance(quantizer, NEAREST) or not plain or quantizer.remap is not None:
-        raise UserError(
-            "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
-            f"model has {type(quantizer).__name__}; the format safetensors holds every model"
-        )
-    if type(model.encoder) is not Encoder or ddconfig.get("decoder_ch_mult"):
-        raise UserError(
-            "diffusers' VQModel has taming's encoder and decoder, of the same ch_mult; this model, "
-            f"{type(model).__name__}, has others; the format safetensors holds every model"
-        )
-    if not ddconfig.get("resamp_with_conv", True) or model.decoder.give_pre_end:
+    model, ddconfig = _expressible(model, given), DEFAULTS | dict(given or {})
+    quantizer: Any = model.quantize
+    if not ddconfig["resamp_with_conv"] or model.decoder.give_pre_end:
         raise UserError(
             "diffusers' VQModel resamples by convolutions and ends with one: it needs ddconfig "
             "with resamp_with_conv: true and give_pre_end: false; the format safetensors holds "
             "every model"
         )
-    if ddconfig.get("double_z", True) or multiples[0] != 1:
+    multiples = list(ddconfig["ch_mult"])
+    if ddconfig["double_z"] or multiples[0] != 1:
         raise UserError("diffusers' VQModel needs ddconfig with double_z: false and ch_mult[0] 1")
-    attention, anywhere = _levels_with_attention(ddconfig), attends(_attn_type(ddconfig))
+    attention, anywhere = _levels_with_attention(ddconfig), attends(ddconfig["attn_type"])
     return {
         "_class_name": "VQModel",
         "in_channels": ddconfig["in_channels"],
@@ -93,19 +91,38 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         "latent_channels": ddconfig["z_channels"],
         "sample_size": ddconfig["resolution"],
         "num_vq_embeddings": quantizer.n_e,
-        "norm_num_groups": ddconfig.get("norm_groups", 32),
+        "norm_num_groups": ddconfig["norm_groups"],
         "vq_embed_dim": quantizer.e_dim,
         **({} if anywhere else {"mid_block_add_attention": False}),
     }
 
 
-def _attn_type(ddconfig: Mapping[str, Any]) -> str:
-    return str(ddconfig.get("attn_type", "vanilla"))
+def _expressible(model: nn.Module, ddconfig: Mapping[str, Any] | None) -> VQModel:
+    """The model, if it has the networks and the quantizer of diffusers' class."""
+    if not isinstance(model, VQModel) or type(model.encoder) is not Encoder or not ddconfig:
+        raise _other_networks(model)
+    quantizer = model.quantize
+    plain = type(quantizer) in NEAREST  # subclasses compare otherwise
+    if not isinstance(quantizer, NEAREST) or not plain or quantizer.remap is not None:
+        raise UserError(
+            "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap; this "
+            f"model has {type(quantizer).__name__}; the format safetensors holds every model"
+        )
+    if ddconfig.get("decoder_ch_mult"):
+        raise _other_networks(model)
+    return model
+
+
+def _other_networks(model: nn.Module) -> UserError:
+    return UserError(
+        "diffusers' VQModel has taming's encoder and decoder, of the same ch_mult; this model, "
+        f"{type(model).__name__}, has others; the format safetensors holds every model"
+    )
 
 
 def _levels_with_attention(ddconfig: Mapping[str, Any]) -> list[bool]:
     resolution, wanted = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
-    wanted = wanted if attends(_attn_type(ddconfig)) else []
+    wanted = wanted if attends(ddconfig["attn_type"]) else []
     return [resolution // 2**level in wanted for level in range(len(ddconfig["ch_mult"]))]
 
 

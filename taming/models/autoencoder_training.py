@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -35,10 +35,12 @@ from taming.models.result_checks import (
 from taming.models.run_length import run_length
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 from taming.modules.vqvae.nearest import VectorQuantizer2
 from taming.run_length import RunLength
 from taming.user_code import is_ours
 
+HIT_UPDATES = "multi_scale_hit_updates"  # in checkpoints, beside the weights
 log = logging.getLogger(__name__)
 
 
@@ -100,6 +102,19 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         """
         parts = (("loss.discriminator.", self.named_parameters), ("model_ema.", self.named_buffers))
         return {n: t for start, named in parts for n, t in named() if n.startswith(start)}
+
+    def on_save_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
+        """Keep how far the running counts of a pyramid's codes are, which the published names have
+        no place for."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[arg-type]
+        if isinstance(self.quantize, MultiScaleQuantizer):
+            checkpoint[HIT_UPDATES] = self.quantize.hit_updates.cpu()
+
+    def on_load_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)  # type: ignore[arg-type]
+        count = checkpoint.get(HIT_UPDATES)
+        if isinstance(self.quantize, MultiScaleQuantizer) and isinstance(count, Tensor):
+            self.quantize.hit_updates.copy_(count)
 
     def on_train_start(self) -> None:
         self._check_optimizers()

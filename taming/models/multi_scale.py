@@ -5,10 +5,9 @@ The first stage of VAR (arXiv 2404.02905), trainable, and with its published wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from taming.config_values import Count, CountOrZero, Finite, Fraction, LossConfig, Weight
@@ -16,8 +15,6 @@ from taming.errors import UserError
 from taming.models.vqgan import Ddconfig, VQModel
 from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 from taming.modules.vqvae.scales import Size, checked_scales, scales_for
-
-HIT_UPDATES = "multi_scale_hit_updates"  # in checkpoints, beside the weights
 
 
 class MultiScaleVQ(VQModel):
@@ -129,14 +126,3 @@ class MultiScaleVQ(VQModel):
             each = zip(self._loss_names(), self.quantize.scale_losses, strict=True)
             how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
             self.log_dict(dict(each), batch_size=len(batch[self.image_key]), **how)
-
-    def on_save_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
-        """Keep how far the running counts of codes are, which the published names have no place
-        for."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[arg-type]
-        checkpoint[HIT_UPDATES] = self.quantize.hit_updates.cpu()
-
-    def on_load_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)  # type: ignore[arg-type]
-        if isinstance(count := checkpoint.get(HIT_UPDATES), torch.Tensor):
-            self.quantize.hit_updates.copy_(count)

@@ -33,8 +33,8 @@ class TwoLevelVQ(VQModel):
         top_ddconfig: likewise between the levels: `ch`, `ch_mult`, `num_res_blocks`, `z_channels`,
             `attn_resolutions`, `dropout`. Channels and resolution follow from `ddconfig`.
         n_embed, embed_dim: size of each of the two codebooks, and of their vectors.
-        options: the other arguments of VQModel, without `remap`, `sane_index_shape` and
-            `quantizer_config`.
+        options: the other arguments of VQModel, without `sane_index_shape` and
+            `quantizer_config`; a `remap` holds for both levels.
 
     Raises:
         UserError: for those, if `top_ddconfig` makes no smaller grid, and what VQModel refuses.
@@ -51,7 +51,7 @@ class TwoLevelVQ(VQModel):
         embed_dim: Count = 256,
         **options: Any,
     ) -> None:
-        refused = ("remap", "sane_index_shape", "quantizer_config")
+        refused = ("sane_index_shape", "quantizer_config")
         if named := [name for name in refused if options.get(name)]:
             raise UserError(
                 f"{type(self).__name__} has quantizers of its own; leave out {named[0]}"
@@ -69,7 +69,7 @@ class TwoLevelVQ(VQModel):
                 "top_ddconfig.ch_mult has one level, so that both grids of codes are of one size; "
                 "give two, such as [1, 2]"
             )
-        kept = {name: options[name] for name in ("legacy", "revive_after")}
+        kept = {name: options[name] for name in ("legacy", "revive_after", "remap")}
         return TwoLevelQuantizer(n_embed, embed_dim, top, **kept)
 
     @property
@@ -97,7 +97,7 @@ class TwoLevelVQ(VQModel):
         joined: Any = indices
         if isinstance(indices, tuple | list) and len(indices) == len(LEVELS):
             for grid in indices:
-                check_indices(grid, self.quantize.n_embed)
+                check_indices(grid, self.quantize.of_level)
             joined = self.quantize.join(*indices)
         return super().decode_indices(joined, size)
 

@@ -14,7 +14,7 @@ from taming.checkpoint import load_run
 from taming.errors import UserError
 from taming.export.diffusers import CONFIG, WEIGHTS, diffusers_config, from_diffusers, to_diffusers
 from tests.kit.datasets import images
-from tests.kit.models import build, ddconfig, first_stage_config
+from tests.kit.models import DALLE, build, ddconfig, first_stage_config
 from tests.kit.tokenizers import small_section
 
 
@@ -111,9 +111,21 @@ def test_networks_and_quantizers_of_others_are_refused() -> None:
         section = small_section(name)
         with pytest.raises(UserError, match=message):
             diffusers_config(build(section), section["params"]["ddconfig"])
+    for model, given in ((build(DALLE), None), (made(), None), (made(), {})):
+        with pytest.raises(UserError, match="this model, .*, has others; the format safetensors"):
+            diffusers_config(model, given)
     unequal = network(decoder_ch_mult=[1, 2, 2])
     with pytest.raises(UserError, match="of the same ch_mult"):
         diffusers_config(made(decoder_ch_mult=[1, 2, 2]), unequal)
+
+
+def test_what_a_ddconfig_leaves_out_is_as_the_network_has_it() -> None:
+    """Four levels, of which the last two are twice and three times as wide."""
+    short = {
+        name: value for name, value in network(ch=4, norm_groups=4).items() if name != "ch_mult"
+    }
+    model = build(first_stage_config(ddconfig=short))
+    assert diffusers_config(model, short)["block_out_channels"] == [4, 8, 16, 32]
 
 
 def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from taming.errors import UserError
 from taming.evaluation.tasks.probe import FeatureKinds
 from taming.guidance.code_grids import CodeGrids
 from taming.model_loading import load_model
-from taming.models.multi_scale import HIT_UPDATES, MultiScaleVQ
+from taming.models.autoencoder_training import HIT_UPDATES
+from taming.models.multi_scale import MultiScaleVQ
 from taming.modules.vqvae.scales import phi_numbers
 from tests.kit.datasets import images
 from tests.kit.images import image_sizes
@@ -76,6 +77,11 @@ def test_counts_of_hits_go_on_in_a_resumed_run() -> None:
     assert int(checkpoint[HIT_UPDATES]) == 3
     resumed.on_load_checkpoint(checkpoint)
     assert int(resumed.quantize.hit_updates) == 3
+    pyramid = {"target": "taming.modules.vqvae.multi_scale.MultiScaleQuantizer"}
+    pyramid |= {"params": {"n_e": 12, "e_dim": 4, "scales": [1, 3, 8]}}
+    plain = build(first_stage_config(quantizer_config=pyramid, n_embed=None, embed_dim=None))
+    plain.on_load_checkpoint(checkpoint)
+    assert int(plain.quantize.hit_updates) == 3
     build_pyramid().on_load_checkpoint({})
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from taming.errors import UserError
-from taming.evaluation.tasks.quantizers import bits_of
+from taming.evaluation.tasks.quantizers import bits_of, evaluate
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.guidance import CodeGrids
 from tests.kit.datasets import images
@@ -34,6 +35,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 X = images(2, 3, 16, 24).permute(0, 3, 1, 2)
+WIDE = torch.zeros(3, 16, 32, dtype=torch.uint8)
+MULTI_SCALE = "taming.models.multi_scale.MultiScaleVQ"
 
 
 def config(name: str) -> dict[str, Any]:
@@ -118,6 +121,18 @@ def test_evaluation_of_remapped_codes(remapped: Any) -> None:
     assert bits_of(remapped.quantize, indices[:1]) == pytest.approx(2 * 96 * math.log2(14))
     with pytest.raises(UserError, match="from 0 to 13; these are from"):
         remapped.decode_indices(indices + 14)
+
+
+@torch.no_grad()
+def test_bits_of_a_pyramid_of_images_that_are_not_square() -> None:
+    model = build(first_stage_config(MULTI_SCALE, scales=[1, 2, 8], n_embed=16)).eval()
+    source = SimpleNamespace(batches=lambda _: iter([[SimpleNamespace(pixels=WIDE)]]))
+    result = SimpleNamespace(metrics={"l1": 0.5}, reconstructions={})
+    stage: Any = SimpleNamespace(model=model)
+    found = evaluate(lambda *_: result, stage, source, 2.0)  # type: ignore[arg-type]
+    assert found.numbers == {"l1": 0.5, "steps_a_second": 2.0}
+    assert found.bits_an_image == 4 * (1 * 2 + 2 * 4 + 8 * 16)
+    assert found.bits_a_position == pytest.approx(found.bits_an_image / (8 * 16))
 
 
 QUANTIZERS = ("VectorQuantizer2", "EMAVectorQuantizer", "GumbelQuantize", "CosineQuantizer", "FSQ")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from scripts.evaluate_first_stage import main as evaluate_first_stage
 from scripts.reconstruct import main as reconstruct
 from taming.errors import UserError
 from taming.evaluation.tasks.probe import FeatureKinds
+from taming.guidance.code_grids import CodeGrids
 from taming.models.codes import codebook_use, level_sizes
 from taming.models.two_level import TwoLevelVQ
 from tests.kit.datasets import images
@@ -95,12 +97,32 @@ def test_published_options_hold(model: TwoLevelVQ) -> None:
     assert model.quantize.top.legacy and model.quantize.top.idle is None
 
 
+@torch.no_grad()
+def test_a_remap_holds_for_both_levels(model: TwoLevelVQ, x: Tensor, tmp_path: Path) -> None:
+    quant, _, (_, _, (top, bottom)) = model.encode(x)
+    used = torch.cat((top.flatten(), bottom.flatten())).unique().flip(0)
+    assert len(used) < 12
+    np.save(tmp_path / "used.npy", used.numpy())
+    remapped = build_two_levels(remap=str(tmp_path / "used.npy")).eval()
+    remapped.load_state_dict(model.state_dict(), strict=False)
+    assert level_sizes(remapped.quantize) == dict.fromkeys(("top", "bottom"), len(used))
+    _, _, (_, _, own) = remapped.encode(x)
+    for indices, whole in zip(own, (top, bottom), strict=True):
+        assert torch.equal(used[indices].view_as(whole), whole)
+    joined = remapped.encode_to_indices(x)
+    assert joined.max() < 2 * len(used)
+    torch.testing.assert_close(remapped.decode_indices(joined), model.decode(quant))
+    torch.testing.assert_close(remapped.decode_indices(own), model.decode(quant))
+    grids = CodeGrids.of(remapped)
+    image = grids.decode(grids.look_up(grids.encode(x[:1])), (4, 6))
+    torch.testing.assert_close(image, remapped.decode_indices(joined[:1]))
+
+
 OTHER = {
     "target": "taming.modules.vqvae.quantize.VectorQuantizer2",
     "params": {"n_e": 12, "e_dim": 4, "beta": 0.25},
 }
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "remap": ({"remap": "used.npy"}, "leave out remap"),
     "other quantizer": ({"quantizer_config": OTHER}, "leave out quantizer_config"),
     "one level": ({"top_ddconfig": {**TOP, "ch_mult": [1]}}, "both grids of codes are of one size"),
     "missing": ({"top_ddconfig": {"ch": 32}}, "top_ddconfig: Encoder needs the parameter"),

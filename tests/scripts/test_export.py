@@ -12,7 +12,7 @@ from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
 from taming.errors import UserError
 from taming.export.weights import save_weights
-from tests.kit.models import build, ddconfig, first_stage_config, unconditional_config
+from tests.kit.models import DALLE, build, ddconfig, first_stage_config, unconditional_config
 from tests.scripts.test_no_room import no_room
 from tests.support import write_run
 
@@ -136,6 +136,16 @@ def test_diffusers_take_the_first_stage_of_a_transformer(
     export.main(["from_diffusers", str(tmp_path / "theirs"), str(tmp_path / "ours")])
     model, _, _ = load_run(tmp_path / "ours")
     assert model.decoder.resolution == ddconfig()["resolution"]
+
+
+def test_diffusers_have_no_networks_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "dalle", DALLE, build(DALLE).state_dict())
+    with pytest.raises(SystemExit):
+        export.main(["diffusers", str(run), str(tmp_path / "theirs")])
+    assert "this model, DalleVAE, has others; the format" in capsys.readouterr().err
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_onnx_says_that_it_is_a_folder(

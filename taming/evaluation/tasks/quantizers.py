@@ -26,6 +26,7 @@ from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, LoadedFirstStage
 from taming.evaluation.tasks.report import SEED, WEIGHTS, read_labeled, similar_groups
+from taming.models.codes import Size, split_levels
 from taming.modules.vqvae.codebook import CodeTable, SeveralLevels, index_count
 
 BY = "FID by a small classifier of the training images: comparable within this data alone"
@@ -102,16 +103,19 @@ def evaluate(
     x = model_input(first.pixels[None], stage.model.channels)
     quantizer, indices = stage.model.quantize, stage.model.encode_to_indices(x)
     _, _, height, width = stage.model.encode(x)[0].shape
-    bits = bits_of(quantizer, indices)
+    bits = bits_of(quantizer, indices, (height, width))
     return Evaluated(numbers, bits / (height * width), bits, result.reconstructions)
 
 
-def bits_of(quantizer: CodeTable, indices: Tensor) -> float:
-    """Bits that the indices [1, ...] of an image take, each as log2 of how many its level has."""
+def bits_of(quantizer: CodeTable, indices: Tensor, size: Size | None = None) -> float:
+    """Bits that the indices [1, ...] of an image take, each as log2 of how many its level has.
+
+    `size` is rows and columns of its codes; by default square.
+    """
     if not isinstance(quantizer, SeveralLevels):
         return indices.numel() * math.log2(index_count(quantizer))
     sizes = quantizer.level_sizes
-    levels = quantizer.split_levels(indices)
+    levels = split_levels(quantizer, indices, size)
     return sum(level.numel() * math.log2(sizes[name]) for name, level in levels.items())
 
 

@@ -8,6 +8,7 @@ VQGAN (arXiv 2012.09841, section 3.1).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -122,6 +123,16 @@ def index_count(quantizer: CodeTable) -> int:
     """How many different indices there are: one for each code, or fewer if they are remapped."""
     count: int = getattr(quantizer, "re_embed", quantizer.n_e)
     return count
+
+
+def indexed_codes(quantizer: CodeTable) -> Tensor:
+    """What the indices of a quantizer of one level stand for, [K, c]; without `remap` its table."""
+    if isinstance(quantizer, Codebook) and quantizer.remap is None:
+        return quantizer.codes
+    parts = quantizer if isinstance(quantizer, nn.Module) else nn.Module()
+    tensors = itertools.chain(parts.parameters(), parts.buffers())
+    device = next((tensor.device for tensor in tensors), None)
+    return quantizer.get_codebook_entry(torch.arange(index_count(quantizer), device=device))
 
 
 def table_numbers(quantizer: Any) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ As in product quantization (Jegou et al., 2011) and, for trained codebooks, wav2
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from taming.modules.vqvae.codebook import (
     Quantized,
     SeveralLevels,
     index_count,
+    indexed_codes,
     table_numbers,
 )
 from taming.modules.vqvae.residual import check_depth
@@ -106,7 +106,7 @@ class GroupedQuantizer(nn.Module):
     def level_tables(self) -> tuple[Tensor, ...]:
         tables: list[Tensor] = []
         for one in self._quantizers:
-            tables += one.level_tables if isinstance(one, LevelTables) else [_codes_of(one)]
+            tables += one.level_tables if isinstance(one, LevelTables) else [indexed_codes(one)]
         return tuple(tables)
 
     @property
@@ -150,13 +150,3 @@ class GroupedQuantizer(nn.Module):
             shown = own if isinstance(one, SeveralLevels) else own[..., 0]
             parts.append(one.get_codebook_entry(shown, (*shown.shape[:3], one.e_dim)))
         return torch.cat(parts, dim=1)
-
-
-def _codes_of(quantizer: Any) -> Tensor:
-    """What the indices of a quantizer of one level stand for, [K, c]."""
-    tensors = itertools.chain(quantizer.parameters(), quantizer.buffers())
-    device = next((tensor.device for tensor in tensors), None)
-    codes: Tensor = quantizer.get_codebook_entry(
-        torch.arange(index_count(quantizer), device=device)
-    )
-    return codes

@@ -93,7 +93,11 @@ class VectorQuantizer2(Codebook):
         z_q, loss, indices = self.search(z)
         if idle is not None:
             idle.follow(indices)
-        return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
+        return z_q, loss, (None, None, self.shaped(indices, z))
+
+    def shaped(self, indices: Tensor, z: Tensor) -> Tensor:
+        """Indices [N] into the codebook, of latents `z`, as a call returns them."""
+        return self._shaped(indices, z, self.sane_index_shape)
 
     @property
     def counts(self) -> bool:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from taming.config_values import Count, CountOrZero, Weight
+from taming.config_values import Count, CountOrZero, FilePath, Weight
 from taming.errors import UserError
 from taming.modules.vqvae import codebook
-from taming.modules.vqvae.codebook import Quantized
+from taming.modules.vqvae.codebook import Quantized, UnknownIndex, indexed_codes
 from taming.modules.vqvae.entropy import EntropyOptions
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
@@ -27,7 +27,8 @@ class ResidualQuantizer(nn.Module):
     the levels, each a `VectorQuantizer2` with `legacy=False` and these options. `shared` levels
     have one codebook: a code is in use if any level takes it, and one that `revive_after` replaces
     is put on what any level was given.
-    Indices are [B, h, w, levels], each counted from 0. `n_e` is the number of all codes.
+    Indices are [B, h, w, levels], each counted from 0. `n_e` is the number of all codes. `remap`
+    and `unknown_index` (see `Codebook`) hold for every level.
 
     The state dict has the levels' codebooks as `levels.<d>.embedding.weight`.
     """
@@ -40,18 +41,21 @@ class ResidualQuantizer(nn.Module):
         beta: Weight = 0.25,
         shared: bool = False,
         *,
+        remap: FilePath | None = None,
+        unknown_index: UnknownIndex = "random",
         revive_after: CountOrZero = 0,
         **entropy: Unpack[EntropyOptions],
     ) -> None:
         super().__init__()
         options: Any = {"legacy": False, "sane_index_shape": True, "revive_after": revive_after}
+        options |= {"remap": remap, "unknown_index": unknown_index}
         made = [
             VectorQuantizer2(n_codes, e_dim, beta, **options, **entropy)
             for _ in range(1 if shared else levels)
         ]
         self.levels = nn.ModuleList(made)
         self.shared, self.n_levels, self.n_codes = shared, levels, n_codes
-        self.n_e, self.e_dim, self.re_embed = n_codes * len(made), e_dim, n_codes
+        self.n_e, self.e_dim, self.re_embed = n_codes * len(made), e_dim, made[0].re_embed
 
     def _of(self, level: int) -> VectorQuantizer2:
         quantizer = self.levels[0 if self.shared else level]
@@ -60,7 +64,7 @@ class ResidualQuantizer(nn.Module):
 
     @property
     def level_sizes(self) -> dict[str, int]:
-        return {str(level): self.n_codes for level in range(self.n_levels)}
+        return {str(level): self.re_embed for level in range(self.n_levels)}
 
     @property
     def table_numbers(self) -> tuple[int, ...]:
@@ -68,7 +72,7 @@ class ResidualQuantizer(nn.Module):
 
     @property
     def level_tables(self) -> tuple[Tensor, ...]:
-        return tuple(self._of(level).codes for level in range(self.n_levels))
+        return tuple(indexed_codes(self._of(level)) for level in range(self.n_levels))
 
     @property
     def level_factors(self) -> tuple[int, ...]:
@@ -87,34 +91,32 @@ class ResidualQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, e_dim, h, w] -> `Quantized`."""
         residual, total = codebook.precise(z), torch.zeros_like(codebook.precise(z))
-        indices, losses, given = [], [], []
+        indices, losses, given, taken = [], [], [], []
         for level in range(self.n_levels):
             given.append(residual.detach())
-            codes, loss, chosen = self._take(level, residual)
+            quantizer = self._of(level)
+            if self.shared:  # whose batches are counted below, once for all levels
+                codes, loss, chosen = quantizer.search(residual)
+                taken.append(chosen)
+                chosen = quantizer.shaped(chosen, residual)
+            else:
+                codes, loss, (_, _, chosen) = quantizer(residual)
             total, residual = total + codes.detach(), residual - codes.detach()
             indices.append(chosen)
             losses.append(loss)
         z_q = codebook.straight_through(codebook.precise(z), total)
         z_q = z_q.to(self._of(0).codes.dtype)
-        together = torch.stack(indices, dim=3)  # (B, h, w, levels)
         if self.shared:
-            self._revive(together, given)
+            self._revive(taken, given)
+        together = torch.stack(indices, dim=3)  # (B, h, w, levels)
         return z_q, torch.stack(losses).sum(), (None, None, together)
 
-    def _take(self, level: int, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, loss and indices [B, h, w] of a level."""
-        quantizer = self._of(level)
-        if self.shared:  # whose batches are counted below, once for all levels
-            codes, loss, chosen = quantizer.search(residual)
-            return codes, loss, chosen.reshape(len(residual), *residual.shape[2:])
-        codes, loss, (_, _, chosen) = quantizer(residual)
-        return codes, loss, chosen
-
-    def _revive(self, indices: Tensor, residuals: Sequence[Tensor]) -> None:
-        """Count a batch of shared levels, and replace dead codes, which none of its graph reads."""
+    def _revive(self, taken: Sequence[Tensor], residuals: Sequence[Tensor]) -> None:
+        """Count the codes [N] that shared levels have `taken` of a batch, and replace dead ones,
+        which none of its graph reads."""
         quantizer = self._of(0)
         if quantizer.idle is not None and quantizer.counts:
-            quantizer.idle.follow(indices)
+            quantizer.idle.follow(torch.cat(list(taken)))
             rows = torch.cat([codebook.channels_last(one) for one in residuals])
             quantizer.idle.revive(quantizer.embedding.weight, rows)
 

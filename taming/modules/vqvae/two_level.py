@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taming.config_values import Count
 from taming.errors import UserError
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.vqvae.codebook import Quantized
+from taming.modules.vqvae.codebook import Quantized, indexed_codes
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 LEVELS = ("top", "bottom")
@@ -35,6 +35,8 @@ class TwoLevelQuantizer(nn.Module):
 
         n_embed = 512, f = 2     [7, 512, 1023, 515, 512] is top code 7, and bottom codes 0, 511
                                                           in the square's first row, 3, 0 below
+
+    With a `remap` of both levels, indices of each count within its list instead.
 
     Args:
         ddconfig: of the encoder and decoder between the levels; C is its `in_channels`.
@@ -56,6 +58,7 @@ class TwoLevelQuantizer(nn.Module):
         self.bottom_conv = nn.Conv2d(self.input_channels + ddconfig["out_ch"], embed_dim, 1)
         self.top = VectorQuantizer2(n_embed, embed_dim, beta=0.25, **quantizer)
         self.bottom = VectorQuantizer2(n_embed, embed_dim, beta=0.25, **quantizer)
+        self.re_embed = 2 * self.of_level
 
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, C, h, w] -> codes [B, 2 * embed_dim, h, w], loss, and indices as above."""
@@ -70,12 +73,17 @@ class TwoLevelQuantizer(nn.Module):
         return self.combined(top, bottom), top_loss + bottom_loss, (None, None, self.join(*grids))
 
     @property
+    def of_level(self) -> int:
+        """How many indices each level has."""
+        return self.top.re_embed
+
+    @property
     def level_sizes(self) -> dict[str, int]:
-        return dict.fromkeys(LEVELS, self.n_embed)
+        return dict.fromkeys(LEVELS, self.of_level)
 
     @property
     def level_tables(self) -> tuple[Tensor, ...]:
-        return self.top.codes, self.bottom.codes
+        return indexed_codes(self.top), indexed_codes(self.bottom)
 
     @property
     def level_factors(self) -> tuple[int, ...]:
@@ -107,7 +115,7 @@ class TwoLevelQuantizer(nn.Module):
                 f"not fit: they are [B, h, w] and [B, {f} * h, {f} * w]"
             )
         squares = F.pixel_unshuffle(bottom[:, None], f).permute(0, 2, 3, 1)
-        return torch.cat([top[..., None], squares + self.n_embed], dim=3)
+        return torch.cat([top[..., None], squares + self.of_level], dim=3)
 
     def split(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `join`; raises `UserError` for indices of another shape, or that have one
@@ -118,7 +126,7 @@ class TwoLevelQuantizer(nn.Module):
                 f"indices of two levels are [B, h, w, {1 + f * f}], or a pair of [B, h, w] and "
                 f"[B, {f} * h, {f} * w]; these are {list(indices.shape)}"
             )
-        top, squares = indices[..., 0], indices[..., 1:] - self.n_embed
+        top, squares = indices[..., 0], indices[..., 1:] - self.of_level
         bottom = F.pixel_shuffle(squares.permute(0, 3, 1, 2), f)[:, 0]
         return top, bottom
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +78,44 @@ def test_there_and_back(name: str, z: Tensor) -> None:
     assert quantizer.n_e == (6 if name == "shared" else 6 * depth)
     with pytest.raises(UserError, match=rf"are \[B, h, w, {depth}\]; these are \[2, 5, 3\]"):
         quantizer.get_codebook_entry(indices[..., 0])
+
+
+REMAPPED: dict[str, dict[str, Any]] = {
+    "residual": {},
+    "shared": {"shared": True, "revive_after": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*REMAPPED, "grouped residual"])
+def test_indices_of_levels_are_within_a_remap(name: str, z: Tensor, tmp_path: Path) -> None:
+    """Whose codes are those that the same quantizer takes without; unknown ones are the first."""
+    np.save(tmp_path / "used.npy", np.array([4, 1, 2, 0]))
+    options = {"remap": str(tmp_path / "used.npy"), "unknown_index": "extra"}
+    params = {**RESIDUAL["params"], **options}
+    if name in REMAPPED:
+        plain = ResidualQuantizer(6, 4, 3, **REMAPPED[name])
+        quantizer: Any = ResidualQuantizer(6, 4, 3, **REMAPPED[name], **options)
+    else:
+        plain, quantizer = build(name), GroupedQuantizer(2, {**RESIDUAL, "params": params})
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter)
+    quantizer.load_state_dict(plain.state_dict(), strict=False)
+    expected, loss, (_, _, whole) = plain(z)
+    z_q, same_loss, (_, _, indices) = quantizer(z)
+    torch.testing.assert_close((z_q, same_loss), (expected, loss))
+    place = torch.tensor([3, 1, 2, 4, 0, 4])  # of each code in the list, or the extra one
+    assert torch.equal(indices, place[whole]) and (indices == 4).any()
+    assert set(quantizer.level_sizes.values()) == {5} and quantizer.re_embed == 5
+    codes = torch.tensor([4, 1, 2, 0, 4])[indices]
+    torch.testing.assert_close(
+        quantizer.get_codebook_entry(indices), plain.get_codebook_entry(codes)
+    )
+    for table, level in zip(quantizer.level_tables, plain.level_tables, strict=True):
+        assert torch.equal(table, level[[4, 1, 2, 0, 4]])
+    if name == "shared":
+        taken = torch.bincount(whole.flatten(), minlength=6) > 0
+        assert torch.equal(quantizer.levels[0].idle.batches == 0, taken)
+        assert torch.equal(plain.levels[0].idle.batches == 0, taken)
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -8,14 +8,22 @@ from torch import nn
 
 from taming.errors import UserError
 from taming.modules.vqvae import codebook
+from taming.modules.vqvae.bsq import BSQ
 from taming.modules.vqvae.codebook import nearest_code
+from taming.modules.vqvae.cosine import CosineQuantizer
 from taming.modules.vqvae.ema import EmbeddingEMA
+from taming.modules.vqvae.fsq import FSQ
+from taming.modules.vqvae.ibq import IBQ
+from taming.modules.vqvae.lfq import LFQ
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 from taming.modules.vqvae.quantize import (
     EMAVectorQuantizer,
     GumbelQuantize,
     VectorQuantizer,
     VectorQuantizer2,
 )
+from taming.modules.vqvae.residual import ResidualQuantizer
+from taming.modules.vqvae.simvq import SimVQ
 from tests.support import GOLDEN, assert_close, defaults, load_golden
 
 USED = str(GOLDEN / "used.npy")
@@ -152,9 +160,20 @@ def test_every_quantizer_takes_a_remap(options):
         VectorQuantizer2(40, 8, 0.25, **remapped),
         EMAVectorQuantizer(40, 8, 0.25, **remapped),
         GumbelQuantize(8, 8, 40, **remapped),
+        CosineQuantizer(40, 8, 0.25, **remapped),
+        FSQ([8, 5], **remapped),
+        LFQ(64, **remapped),
+        BSQ(64, **remapped),
+        IBQ(40, 8, **remapped),
+        SimVQ(40, 8, **remapped),
+        MultiScaleQuantizer(40, 8, [1, 2], **remapped),
+        ResidualQuantizer(40, 8, 2, **remapped),
+        ResidualQuantizer(40, 8, 2, shared=True, **remapped),
     ):
         assert quantizer.re_embed == 13 + (expected == "extra")
-        assert quantizer.unknown_index == (13 if expected == "extra" else expected)
+        several = isinstance(quantizer, ResidualQuantizer)
+        for table in quantizer.levels if several else [quantizer]:
+            assert table.unknown_index == (13 if expected == "extra" else expected)
     assert VectorQuantizer2(40, 8, 0.25).re_embed == 40
 
 
