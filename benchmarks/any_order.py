@@ -13,18 +13,22 @@ as many as the others. Then it measures
 - how many samples of each class the demo's classifier names right, code by code and in steps;
 - how many validation digits it names right of which the upper left quarter was sampled anew, with
   the other three kept and no class given: as samples are made, and at temperature 0.5, which
-  holds more to what is kept; the mean of five samplings, and their standard deviation.
+  holds more to what is kept; the mean of five samplings, and their standard deviation;
+- what annealing forgets: of annealed models and those of random orders, with the class, samples in
+  several orders, and the same quarter in three ways (the mean of three samplings); what the
+  quarter's codes cost the annealed one in nats; and the quarter by rows without the class.
 
 Runs stay in --folder, and go on there when the command is repeated; numbers go to
-results/any_order-cpu.json after each seed, beside those of other seeds and steps.
+results/any_order-cpu.json after each seed, beside those of other seeds and steps; an entry that
+lacks some gets these alone.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,8 @@ from taming.errors import command
 from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.metrics.small_classifier import SmallClassifier, train_small_classifier
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.reading_order import ReadingOrder
+from taming.modules.transformer.orders import inwards, kept_first
 from taming.program import train_apart
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
 from taming.sampling.completion import known_indices
@@ -66,6 +72,9 @@ MODELS: dict[str, tuple[str, ...]] = {
 SAMPLING = SampleSettings(top_p=0.95)  # as `make demo`
 COOL = SampleSettings(temperature=0.5)
 SAMPLINGS = 5  # of each hole
+IN_PLACE, BY_ROWS, INWARDS = "read at its place", "by rows", "inwards"
+HOLE = torch.ones(4, 4, dtype=torch.bool)  # False: the upper left quarter
+HOLE[:2, :2] = False
 
 
 @dataclass(frozen=True)
@@ -144,19 +153,24 @@ def samples_right(
 
 
 def inpainted_right(
-    model: Net2NetTransformer, net: SmallClassifier, settings: SampleSettings = SAMPLING
+    model: Net2NetTransformer,
+    net: SmallClassifier,
+    settings: SampleSettings = SAMPLING,
+    samplings: int = SAMPLINGS,
 ) -> tuple[float, float]:
-    """Of validation digits, the upper left quarter of which is sampled: mean and deviation."""
+    """Of validation digits, the upper left quarter of which is sampled: mean and deviation. With
+    their class, if the model has classes."""
     images, labels = _of(DigitsValidation())
-    keep = torch.ones(4, 4, dtype=torch.bool)
-    keep[:2, :2] = False
+    prompts = [
+        [model.sos_token] if model.be_unconditional else [label] for label in labels.tolist()
+    ]
     requests = [
-        Request(number, (model.sos_token,), known=known_indices(model, image[None], keep))
-        for number, image in enumerate(images)
+        Request(number, tuple(prompt), known=known_indices(model, image[None], HOLE))
+        for number, (image, prompt) in enumerate(zip(images, prompts, strict=True))
     ]
     shares = [
         named_right(net, torch.stack([sample.image for sample in samples]), labels)
-        for seed in range(SAMPLINGS)
+        for seed in range(samplings)
         for samples in [list(sample_images(model, requests, settings, batch_size=100, seed=seed))]
     ]
     return statistics.mean(shares), statistics.stdev(shares)
@@ -178,8 +192,9 @@ def inpainting(models: Mapping[str, Net2NetTransformer], net: SmallClassifier) -
     return numbers
 
 
-def numbers_of(models: dict[str, Net2NetTransformer], per_class: int) -> dict[str, float]:
-    net = classifier()
+def numbers_of(
+    models: Mapping[str, Net2NetTransformer], net: SmallClassifier, per_class: int
+) -> dict[str, float]:
     images, labels = _of(DigitsValidation())
     with torch.no_grad():
         raster = models["raster"]
@@ -203,8 +218,69 @@ def numbers_of(models: dict[str, Net2NetTransformer], per_class: int) -> dict[st
     }
 
 
+def ways(model: Net2NetTransformer) -> Iterator[tuple[str, SampleSettings]]:
+    """How the hole is filled, by name, by a model of all orders, as which it is treated."""
+    reading = model.reading
+    model.reading = ReadingOrder("random")
+    yield INWARDS, replace(SAMPLING, order="inwards")
+    yield BY_ROWS, replace(SAMPLING, order="raster")
+    model.reading = ReadingOrder("annealed")
+    yield IN_PLACE, SAMPLING
+    model.reading = reading
+
+
+@torch.no_grad()
+def nats_of_hole(model: Net2NetTransformer) -> dict[str, float]:
+    """Per code of the quarter of validation digits, given what each way has read by then."""
+    images, labels = _of(DigitsValidation())
+    codes, known = model.encode_to_z(images)[1], HOLE.expand(len(images), 4, 4).long() - 1
+    rows = torch.arange(16).expand_as(codes)
+    orders = {INWARDS: inwards(known), BY_ROWS: kept_first(rows, known.flatten(1)), IN_PLACE: rows}
+    nats = {}
+    for way, order in orders.items():
+        logits, target = model._predict_in(order, codes, labels[:, None])
+        each = torch.nn.functional.cross_entropy(logits.mT, target, reduction="none")
+        nats[way] = float(each[~HOLE.flatten()[order]].mean())
+    return nats
+
+
+def forgotten(
+    models: Mapping[str, Net2NetTransformer], net: SmallClassifier, per_class: int
+) -> dict[str, float]:
+    """What annealing forgets, beside a model of random orders."""
+    steps = replace(SAMPLING, steps=8)
+    settings = {
+        "by rows": replace(SAMPLING, order="raster"),
+        "random orders": replace(SAMPLING, order="random"),
+        "8 steps by rows": replace(steps, order="raster"),
+        "8 steps in random orders": replace(steps, order="random"),
+    }
+    numbers = dict[str, float]()
+    for name in ("annealed", "random"):
+        model, of = models[name], "annealed" if name == "annealed" else "random orders"
+        for how, one in settings.items():
+            key = f"{of}, samples right, {how}"
+            numbers[key] = samples_right(model, net, one, per_class)
+        for way, one in ways(model):
+            right, deviation = inpainted_right(model, net, one, samplings=3)
+            key = f"{of}, inpainted right with the class, {way}"
+            numbers |= {key: right, f"{key}, deviation": deviation}
+    each, rows = nats_of_hole(models["annealed"]), replace(SAMPLING, order="raster")
+    right, deviation = inpainted_right(models["random, no class"], net, rows)
+    key = "inpainted right, random orders, row by row"
+    numbers |= {key: right, f"{key}, deviation": deviation}
+    return numbers | {f"annealed, nats per hidden code, {way}": n for way, n in each.items()}
+
+
 def key_of(entry: dict[str, Any]) -> tuple[str, int, int]:
     return entry["torch"], entry["seed"], entry["steps"]
+
+
+# What an entry has, each with one of its numbers.
+PARTS = {
+    numbers_of: "reconstructions right",
+    forgotten: f"annealed, nats per hidden code, {IN_PLACE}",
+}
 
 
 @command
@@ -216,12 +292,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = {"torch": torch.__version__, "seed": seed, "steps": options.steps}
         place |= {"processor": processor_name(), "threads": torch.get_num_threads()}
         kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
-        if key_of(place) in map(key_of, kept):
+        before = next((one for one in kept if key_of(one) == key_of(place)), {})
+        lacking = [part for part, mark in PARTS.items() if mark not in before]
+        if not lacking:
             continue
-        models = models_of(options.folder, seed, options.steps)
-        numbers = numbers_of(models, options.per_class)
+        models, net = models_of(options.folder, seed, options.steps), classifier()
+        numbers = dict[str, float]()
+        for part in lacking:
+            numbers |= part(models, net, options.per_class)
         print("\n".join(f"{name}: {value:.4g}" for name, value in numbers.items()), flush=True)
-        kept = sorted([*kept, {**place, "samples": 10 * options.per_class, **numbers}], key=key_of)
+        entry = {**place, "samples": 10 * options.per_class, **before, **numbers}
+        kept = sorted([*(one for one in kept if one is not before), entry], key=key_of)
         write_text(PATH, json.dumps(kept, indent=2) + "\n")
 
 

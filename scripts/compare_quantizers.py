@@ -1,7 +1,7 @@
 """Train first stages that differ in their quantizer alone, under one recipe, and compare them.
 
     python scripts/compare_quantizers.py
-    python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3
+    python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 2
     python scripts/compare_quantizers.py --quantizers digits_vq digits_fsq --max_steps 200
 
 The recipe is a config; a quantizer is a small one that is merged over it (configs/quantizers/).

@@ -113,7 +113,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
         for name in PICTURES
     },
     "python scripts/compare_quantizers.py": ("trains for hours", check_flags),
-    "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3": (
+    "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 2": (
         "trains for hours",
         check_flags,
     ),
@@ -198,7 +198,7 @@ EXECUTED = {
     **dict.fromkeys(
         [
             "python scripts/compare_quantizers.py",
-            "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 3",
+            "python scripts/compare_quantizers.py --recipe quantizers/photographs --seeds 2",
             "taming compare-quantizers --quantizers digits_vq digits_fsq --seeds 2",
         ],
         "tests/scripts/test_compare_quantizers.py",

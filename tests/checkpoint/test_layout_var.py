@@ -24,7 +24,7 @@ from taming.model_loading import load_model
 from taming.models.multi_scale import MultiScaleVQ
 from tests.kit.models import build, first_stage_config
 from tests.kit.real import TOKENIZERS, needs_tokenizers
-from tests.support import golden_weight, write_run
+from tests.support import ROOT, golden_weight, write_run
 
 VAR = LAYOUTS["var"]
 CONFIGS = Path(taming.__file__).parent / "pretrained_configs"
@@ -137,6 +137,27 @@ def test_all_names_and_shapes_of_the_published_file_both_ways() -> None:
         written = VAR.from_model(own)
     kinds = {n: [list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in written.items()}
     assert kinds == manifest and len(manifest) == 324
+
+
+def test_one_file_serves_512_pixels_with_the_documented_overrides() -> None:
+    """Names and shapes are those of 256 pixels; without the last, attention is at no level."""
+    text = " ".join((ROOT / "docs/multi-scale.md").read_text().split())
+    scales = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]
+    assert f"`scales` are `{scales}`, `ddconfig.resolution` is 512, and " in text
+    assert "`ddconfig.attn_resolutions` is `[32]`" in text
+    section = load_config([CONFIGS / "var_vae.yaml"]).model
+
+    def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
+        params = {**section.params, **changes}
+        params["ddconfig"] = {**section.params.ddconfig, **changes.get("ddconfig", {})}
+        with torch.device("meta"):
+            model = instantiate_from_config({"target": section.target, "params": params})
+        return dict(shapes_of(model.state_dict()))
+
+    larger: dict[str, Any] = {"resolution": 512}
+    own = shapes()
+    assert shapes(scales=scales, ddconfig=larger) != own
+    assert shapes(scales=scales, ddconfig={**larger, "attn_resolutions": [32]}) == own
 
 
 @needs_tokenizers

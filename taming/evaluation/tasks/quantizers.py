@@ -138,7 +138,7 @@ def table_rows(results: Mapping[str, Sequence[Evaluated]]) -> list[dict[str, str
     rows = []
     for name, runs in results.items():
         summary, first = over_seeds(runs), runs[0]
-        cells = {title: _cell(summary.get(key), style) for key, (title, style) in COLUMNS.items()}
+        cells = {title: cell(summary.get(key), style) for key, (title, style) in COLUMNS.items()}
         bits = {
             "bits a position": f"{first.bits_a_position:.4g}",
             "bits an image": f"{first.bits_an_image:.4g}",
@@ -148,11 +148,12 @@ def table_rows(results: Mapping[str, Sequence[Evaluated]]) -> list[dict[str, str
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
-def _cell(number: Mapping[str, Any] | None, style: str) -> str:
+def cell(number: Mapping[str, Any] | None, style: str) -> str:
+    """A number of `over_seeds` in a table."""
     if number is None:
         return "-"
-    cell = style.format(number["mean"])
-    return cell if number["spread"] is None else f"{cell} ± {style.format(number['spread'])}"
+    shown = style.format(number["mean"])
+    return shown if number["spread"] is None else f"{shown} ± {style.format(number['spread'])}"
 
 
 def described(results: Mapping[str, Sequence[Evaluated]], extractor: Extractor) -> dict[str, Any]:
