@@ -40,7 +40,6 @@ from taming.modules.transformer.orders import (
 from taming.modules.transformer.plain import is_plain
 from taming.sampling.chance import Chance
 from taming.sampling.settings import INWARDS, RASTER, SampleSettings
-from taming.sampling.sizes import trained_shape
 from taming.user_code import name_of
 
 
@@ -60,7 +59,6 @@ def check_way(
         raise UserError(
             f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
-    _check_shape(model, shape)
     settings.check_fits(shape[0] * shape[1])
 
 
@@ -83,16 +81,6 @@ def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:
         raise UserError(
             f"confidence_noise is {settings.confidence_noise}, but only models of attention: full "
             "choose by confidence which codes they keep; leave it out"
-        )
-
-
-def _check_shape(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
-    """Refuse (`UserError`) other sizes than the training's of models of masked codes."""
-    if model.masked and shape != (trained := trained_shape(model)):
-        raise UserError(
-            "a model of attention: full fills in images of its training's size only, "
-            f"{trained[0]} x {trained[1]} codes, and not {shape[0]} x {shape[1]}; sample that "
-            "size, or train with order: random"
         )
 
 
@@ -197,8 +185,10 @@ def fill_in_masked(
     *,
     mask_token: int,
     report: Callable[[Tensor, int], None],
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Codes (B, n) of a model with `attention: full`; arguments are of `sample_in_any_order`."""
+    """Codes (B, n) of a model with `attention: full`; arguments are of `sample_in_any_order`, and
+    `read` is of `masked.fill_in`."""
     settings = chance.settings
     if known is None:
         known = prompt.new_full((len(chance.streams), chance.length), -1)
@@ -222,4 +212,5 @@ def fill_in_masked(
         steps=steps,
         schedule=settings.step_schedule,
         on_step=lambda codes, done: report(codes.clamp(min=0), done - kept),
+        read=read,
     )

@@ -33,6 +33,7 @@ from taming.sampling.any_order import (
 )
 from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
+from taming.sampling.masked_windows import MaskedWindows
 from taming.sampling.requests import Request, known_of, sampled_of_first
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
@@ -292,7 +293,7 @@ class TokenSampler:
             return self._with_null(prompts_in_box.to(condition.device))
 
         by_window = condition_in if prompts else None
-        if sees_all_known(self.model, self.settings):
+        if self.model.masked or sees_all_known(self.model, self.settings):
             conditions = Conditions(condition, Layout.of(self.shape, self.window), by_window)
             return self._sample_around_in_windows(conditions, chance, known)
         layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
@@ -311,9 +312,15 @@ class TokenSampler:
     def _sample_around_in_windows(
         self, conditions: Conditions, chance: Chance, known: Tensor | None
     ) -> Tensor:
-        """Of models of any order, whose windows show all that is known in them."""
+        """Of models of any order or of masked codes, whose windows show all that is known."""
         assert isinstance(self._weights, Weights)  # `check_way`
-        total = chance.length if known is None else int((known < 0).flatten(1).sum(1).max())
+        unknown = None if known is None else (known < 0).flatten(1)  # (B, H * W)
+        if self.model.masked:
+            total = chance.length if unknown is None else int(unknown.any(0).sum())
+            token, report = self.model.mask_token, self._reporter(total)
+            windows = MaskedWindows(self._weights, conditions, self.window, token)
+            return windows.fill_in(known, chance, report)
+        total = chance.length if unknown is None else int(unknown.sum(1).max())
         report = self._reporter(total)
         codes = sample_in_windows(
             self._weights, conditions, self.window, chance, known=known, report=report

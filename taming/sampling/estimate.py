@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
+from math import prod
 from statistics import mean
 
 import torch
@@ -21,6 +22,7 @@ from taming.modules.transformer.masked import STEPS
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.sampling.any_order import sees_all_known, with_default_order
 from taming.sampling.engine import Progress, check_settings, sample_images
+from taming.sampling.masked_windows import corner_of
 from taming.sampling.requests import Request
 from taming.sampling.settings import RASTER, SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
@@ -125,6 +127,8 @@ def estimated_seconds(
         return 0.0
     first, batches = requests[:batch_size], -(-(count or len(requests)) // batch_size)
     h, w = trained_shape(model)
+    if model.masked and shape != (h, w):
+        return batches * _seconds_of_masked(model, first, settings, shape)
     by_rows = shape[1] > w or (shape[0] > h and shape[1] == w)
     if by_rows or (sees_all_known(model, settings) and shape != (h, w)):
         return batches * _seconds_by_windows(model, first, settings, shape)
@@ -195,6 +199,35 @@ def _seconds_by_windows(
     steps = window.steps(Layout.of(shape, (h, w)), unknown.tolist())
     seconds = _seconds_of(model, requests, window)
     return decoding + times * sum(map(seconds, steps))
+
+
+def _seconds_of_masked(
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    shape: tuple[int, int],
+) -> float:
+    """Of a model of masked codes at another size: every step reads the windows in which something
+    is masked, mostly to the end, and one of a corner of the image tells how long each takes."""
+    known, (h, w) = requests[0].known, trained_shape(model)
+    corner = min(shape[0], 2 * h), min(shape[1], 2 * w)
+    masked = torch.ones(shape) if known is None else known < 0
+    places = masked.flatten().nonzero()[:, 0].tolist()
+    windows = len({corner_of(Layout.of(shape, (h, w)), place) for place in places})
+    of_corner = {corner_of(Layout.of(corner, (h, w)), place) for place in range(prod(corner))}
+    steps = min(settings.steps or STEPS, len(places))
+    settings = replace(settings, steps=min(steps, prod(corner)) or None)
+    tried = [
+        replace(
+            request,
+            known=None,
+            condition=None if (c := request.condition) is None else c[: corner[0], : corner[1]],
+        )
+        for request in requests
+    ]
+    first = _seconds_of_steps(model, tried, settings, corner, most=1)[0]
+    decoding = len(requests) * _seconds_of_decoding(model, shape)
+    return decoding + steps * first * windows / len(of_corner)
 
 
 def _prefix(request: Request) -> int | None:

@@ -274,12 +274,6 @@ def test_orders_are_of_seed_and_number() -> None:
     assert SampleSettings(order=(1, 0)).describe()["order"] == [1, 0]
 
 
-def test_masked_codes_are_of_one_size(masked: Any) -> None:
-    message = "its training's size only, 4 x 4 codes, and not 5 x 6; sample that size"
-    with pytest.raises(UserError, match=message):
-        indices(masked, REQUESTS[:1], shape=(5, 6))
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [

@@ -60,6 +60,20 @@ def test_time_is_that_of_what_is_sampled(
     assert estimated == pytest.approx(actual)
 
 
+@pytest.mark.parametrize("shape", [(11, 14), (12, 16), (3, 2)])
+def test_time_of_masked_codes_is_about_that_of_a_corner(
+    clock: list[float], shape: tuple[int, int]
+) -> None:
+    """Late steps read fewer windows, in which something is still masked."""
+    gpt = {"vocab_size": 24, "attention": "full", "block_size": 17}
+    model = tiny_model(transformer_config(gpt))
+    requests = [Request(0, (3,), 3)]
+    estimated = estimated_seconds(model, requests, SampleSettings(steps=6), 1, shape)
+    before = clock[0]
+    list(sample_images(model, requests, SampleSettings(steps=6), shape=shape))
+    assert estimated == pytest.approx(clock[0] - before, rel=0.15)
+
+
 def any_order_model(order: str = "random") -> Net2NetTransformer:
     gpt = {"vocab_size": 24, "target_positions": True}
     model: Net2NetTransformer = tiny_model(transformer_config(gpt, order=order, cond_drop=0.1))

@@ -238,9 +238,11 @@ class Weights:
 
     def _placed(self, segment: Segment) -> Tensor:
         """What positions add to the tokens: (T, C), or of each sequence's own, (B, T, C)."""
-        if segment.path is not None and self.target_emb is not None:
-            read, predicted = segment.path
-            return F.embedding(read, self.pos_emb) + F.embedding(predicted, self.target_emb)
+        if segment.path is not None:
+            read = F.embedding(segment.path[0], self.pos_emb)
+            if self.target_emb is None:
+                return read
+            return read + F.embedding(segment.path[1], self.target_emb)
         read = self.pos_emb[segment.write]
         return read if self.target_emb is None else read + self.target_emb[segment.next]
 

@@ -99,6 +99,7 @@ def fill_in(
     steps: int = STEPS,
     schedule: str = "cosine",
     on_step: Callable[[Tensor, int], None] | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Fill in the codes int64 (B, n) that are -1 in `known` (section 3.3).
 
@@ -109,13 +110,16 @@ def fill_in(
         steps: at most; an image takes fewer if fewer of its codes are masked.
         on_step: called with the codes so far (B, n), -1 where there is none, and how many there
             are at least in every row.
+        read: logits (copies * B, n, V) of codes (copies * B, n) in which some are masked; by
+            default those of one pass over the condition and all codes.
     """
+    logits_of = partial(code_logits, weights, condition) if read is None else read
     copies, length = len(condition) // len(known), known.shape[1]
     codes, done = known.clone(), known >= 0
     for turn in _turns((~done).sum(1).tolist(), length, steps, schedule):
-        read = codes.masked_fill(~done, mask_token).repeat(copies, 1)
+        shown = codes.masked_fill(~done, mask_token).repeat(copies, 1)
         at_device = turn._replace(noise=turn.noise.to(codes.device))
-        new, confidence = pick(code_logits(weights, condition, read), at_device)
+        new, confidence = pick(logits_of(shown), at_device)
         counts = (~done).sum(1) - torch.tensor(turn.left).to(codes.device)
         chosen = most_confident(confidence.masked_fill(done, -math.inf), counts) & ~done
         codes, done = torch.where(chosen, new, codes), done | chosen
