@@ -213,6 +213,8 @@ def test_models_without_one_order_are_named_and_drawn_as_they_are() -> None:
     annealed = tiny_model(transformer_config(told, order="annealed"))
     assert order_name(annealed) == "annealed"
     assert np.array_equal(order_picture(annealed), by_rows)  # type: ignore[arg-type]
+    shared = tiny_model(transformer_config(told, order="annealed", raster_share=0.3))
+    assert np.array_equal(order_picture(shared, seed=3), order)  # type: ignore[arg-type]
     masked = tiny_model(transformer_config({"attention": "full", "block_size": 17}))
     assert order_name(masked) == "masked" and order_picture(masked) is None
 

@@ -139,15 +139,15 @@ def order_name(model: Net2NetTransformer) -> str:
 def order_picture(model: Net2NetTransformer, seed: int = 0) -> np.ndarray | None:
     """uint8 (h, w, 3): when each token is predicted, from black (first) to white (last).
 
-    Of `order: random` it is the one of its orders that `seed` draws, of `annealed` the last one, by
-    rows; None of a masked model, which has none.
+    Of a model of all orders it is the one of them that `seed` draws, of one that was annealed to
+    rows the last one; None of a masked model, which has none.
     """
     if model.masked:
         return None
     height, width = trained_shape(model)
     places = torch.arange(height * width, device=model.device)[None]
     ranks = model.permuter(places, reverse=True)[0]  # by position: its place in the order
-    if model.reading.order == "random":
+    if model.reading.any and not model.reading.ends_by_rows:
         ranks = fixed_orders(places, seed)[0].argsort()
     grays = (
         (255 * ranks.float() / max(1, len(ranks) - 1)).round().byte().cpu().view(height, width, 1)
