@@ -7,6 +7,7 @@ a process that was killed leaves behind is removed by `remove_leftovers`.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import os
 import re
@@ -17,9 +18,9 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from taming.errors import UserError, is_full, reason_of
 
@@ -232,6 +233,63 @@ def sole_user(folder: Path, advice: str = "") -> Iterator[None]:
         yield
     finally:
         let_go()
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """A block that one process at a time runs, of those that name the same file; others wait.
+
+    Where files cannot be locked or made, they do not.
+    """
+    with _opened(lock) as file:
+        if file is not None:
+            import fcntl
+
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def first_alone(lock: Path) -> Iterator[bool]:
+    """A block that the first of the processes that name the same file runs alone.
+
+    Those that come while it does so wait for its end, and then run theirs together. Says whether
+    this is the first, which everyone is where files cannot be locked or made.
+    """
+    with _opened(lock) as file:
+        first = True
+        if file is not None:
+            import fcntl
+
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    first = False
+                    fcntl.flock(file, fcntl.LOCK_SH)
+        yield first
+
+
+@contextmanager
+def _opened(lock: Path) -> Iterator[IO[str] | None]:
+    """A file to lock; None where there is none, or no locks (Windows)."""
+    with ExitStack() as opened:
+        file = None
+        with suppress(OSError, ImportError):
+            import fcntl  # noqa: F401
+
+            file = opened.enter_context(lock.open("a"))
+        yield file
+
+
+def machine_lock(key: str) -> Path:
+    """A file by which processes of this machine and user agree on who does what `key` names."""
+    name = hashlib.sha256(f"{socket.gethostname()}\0{key}".encode(errors="surrogateescape"))
+    folder = user_cache() / "taming" / "locks"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / name.hexdigest()[:32]
 
 
 def flush_to_disk(path: Path) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taming.atomic_files import write_text
+from taming.atomic_files import one_at_a_time, write_text
 from taming.errors import UserError, reason_of
 
 PACKAGES = ("taming", "torch", "torchvision", "pytorch_lightning", "lightning", "albumentations")
@@ -220,19 +220,8 @@ def remember(configs: Sequence[Path]) -> None:
     path = _state_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with one_at_a_time(path.with_suffix(".lock")):
             state = _read_state() | {_digest(config): entry for config in configs}
             write_text(path, json.dumps(state, indent=1) + "\n")
     except (OSError, UserError) as error:
         log.warning("the run's configs are not remembered as trusted ones: %s", error)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; without locks on Windows, where the last one to write wins."""
-    with path.open("w") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

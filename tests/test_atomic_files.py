@@ -16,14 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from threading import Barrier
 
 import pytest
 
 from taming.atomic_files import (
     atomic_path,
     check_place,
+    first_alone,
     is_running,
     make_new_folder,
+    one_at_a_time,
     remove_leftovers,
     sole_user,
     temporary_path,
@@ -230,6 +233,43 @@ def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
     with sole_user(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    def enter() -> str:
+        with one_at_a_time(tmp_path / "lock"):
+            events.append("second")
+        return "done"
+
+    events: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(tmp_path / "lock"):
+            waiting = pool.submit(enter)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.1)
+            events.append("first")
+        assert waiting.result() == "done" and events == ["first", "second"]
+    with one_at_a_time(tmp_path / "nowhere/lock"):  # what cannot be locked is not waited for
+        assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_first_process_is_alone(tmp_path: Path) -> None:
+    together = Barrier(2, timeout=30)
+
+    def enter() -> bool:
+        with first_alone(tmp_path / "lock") as first:
+            together.wait()  # the others are in the block at the same time
+            return first
+
+    with ThreadPoolExecutor(2) as pool:
+        with first_alone(tmp_path / "lock") as first:
+            assert first
+            others = [pool.submit(enter) for _ in range(2)]
+            with pytest.raises(TimeoutError):
+                others[0].result(timeout=0.1)
+        assert [other.result() for other in others] == [False, False]
+    with first_alone(tmp_path / "nowhere/lock") as first:
+        assert first
 
 
 def test_processes_of_other_users_are_running(monkeypatch: pytest.MonkeyPatch) -> None:

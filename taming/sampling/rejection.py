@@ -182,8 +182,11 @@ def _with_file(architecture: str, file: str) -> nn.Module:
 
     state = choose(read_content(file), file).tensors
     try:
-        classes = len(list(state.values())[-1])
-        network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
+        with torch.device("meta"):
+            last = list(models.get_model(architecture, weights=None).state_dict())[-1]
+        # By its name: files of safetensors have their tensors in the order of the alphabet.
+        sizes = {"num_classes": len(state[last])} if last in state else {}
+        network: nn.Module = models.get_model(architecture, weights=None, **sizes)
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()

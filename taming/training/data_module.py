@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from taming.config import instantiate_from_config
+from taming.atomic_files import first_alone, machine_lock
+from taming.config import instantiate_from_config, plain
 from taming.config_values import Count, CountOrZero, DatasetConfig, FilePath, NonNegative
 from taming.data.base import ImageFiles
 from taming.data.codes import code_datasets
@@ -107,7 +108,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
-        """Build the datasets, which may unpack or index files: on one process of each machine."""
+        """Build the datasets, which may unpack or index files: on one process of each machine,
+        before the others do so."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
@@ -267,7 +269,10 @@ def build_data(config: Any) -> pl.LightningDataModule:
     data: pl.LightningDataModule = instantiate_from_config(config, "data", "data module")
     kind = type(data)
     with calling(kind, f"data: {name_of(kind)}"):
-        data.prepare_data()
+        # torchrun and SLURM start all processes of a machine at once.
+        with first_alone(machine_lock(f"{os.getcwd()}\0{plain(config)}")) as first:
+            if first:
+                data.prepare_data()
         data.setup("fit")
     return data
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
 
@@ -123,6 +124,10 @@ def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
         torch.testing.assert_close(each.T, network(seen).softmax(1), rtol=0, atol=0)
         sharp = torch.where(grey < 0, -1.0, 1.0)
         assert classifier.probabilities(5 * sharp).equal(classifier.probabilities(sharp))
+    network = models.get_model("resnet18", weights=None, num_classes=3)
+    save_file(network.state_dict(), tmp_path / "own.safetensors")  # its last tensor is no class's
+    other = Classifier(f"resnet18:{tmp_path / 'own.safetensors'}", CPU)
+    assert other.probabilities(grey[:1]).shape == (1, 3)
     with pytest.raises(UserError, match="classes 0 to 3, and the samples are of class 4"):
         classifier(grey, torch.tensor([0, 4]))
     with pytest.raises(UserError, match="no weights of resnet18"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +23,7 @@ from taming.training.data_module import (
     DataModuleFromConfig,
     WrappedDataset,
     batch_size_of,
+    build_data,
     splits_of,
 )
 from taming.training.stopping import start_worker
@@ -246,6 +249,34 @@ def test_subclasses_are_asked_for_their_datasets() -> None:
 
     Own(2, noise(5), num_workers=0).prepare_data()
     assert calls == ["prepare_data", "setup"]
+
+
+CALLS: list[str] = []
+
+
+class Preparing(DataModuleFromConfig):
+    """Data that take a moment to prepare, and say who does so."""
+
+    def prepare_data(self) -> None:
+        CALLS.append("begins")
+        time.sleep(0.2)  # the other process comes meanwhile
+        CALLS.append("has prepared")
+
+    def setup(self, stage: str | None = None) -> None:
+        CALLS.append("setup")
+
+
+def test_processes_that_start_at_once_prepare_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = "tests.training.test_data_module.Preparing"
+    config = OmegaConf.create({"target": target, "params": {"batch_size": 1}})
+    CALLS.clear()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(build_data, config) for _ in range(2)]
+        assert all(isinstance(data.result(), pl.LightningDataModule) for data in both)
+    assert CALLS == ["begins", "has prepared", "setup", "setup"]
 
 
 class OwnLoaders(DataModuleFromConfig):

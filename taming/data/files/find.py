@@ -60,14 +60,20 @@ def in_threads(items: Iterable[T], work: Callable[[T], R], label: str) -> Iterat
             yield from future.result()
 
 
-def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> Iterator[str]:
-    """Paths of the image files below `folder`, sorted folder by folder, without hidden ones."""
+def find_images(
+    folder: str | Path, extensions: Iterable[str] = EXTENSIONS, deep: bool = True
+) -> Iterator[str]:
+    """Paths of the image files below `folder`, sorted folder by folder, without hidden ones.
+
+    Links are followed; without `deep` only the folder itself is looked into.
+    """
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
     seen: set[str] = set()  # links may lead back up
     for place, subfolders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         hidden = [name for name in subfolders if name.startswith((".", "__MACOSX"))]
-        subfolders[:] = [] if real in seen else sorted(set(subfolders) - set(hidden))
+        below = set(subfolders) - set(hidden) if deep and real not in seen else set()
+        subfolders[:] = sorted(below)
         for name in [] if real in seen else sorted(names):
             if name.lower().rstrip().endswith(endings) and not name.startswith("."):
                 yield os.path.join(place, name)

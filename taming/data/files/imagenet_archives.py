@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path, user_cache
+from taming.atomic_files import atomic_path, one_at_a_time, user_cache
 from taming.data.columns import StringTable
 from taming.data.files.find import JPEG_AND_PNG, find_images
 from taming.data.files.list_files import read_pairs, unquoted, write_list
@@ -27,7 +27,7 @@ from taming.errors import UserError, is_full
 
 log = logging.getLogger(__name__)
 SYNSET_LIST = "validation_synset.txt"
-UNFINISHED = ".extracting"
+UNFINISHED, LISTING = ".extracting", "filelist.txt"
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,36 @@ VALIDATION = Split("ILSVRC2012_validation", "ILSVRC2012_img_val.tar", False, "va
 def prepare(split: Split, dataset: str) -> StringTable:
     """Names of the split's images, `<synset>/<name>`; unpacks and lists them the first time.
 
-    Interrupted at any moment and called again, it goes on where it stopped.
+    Interrupted at any moment and called again, it goes on where it stopped. Of several processes
+    one does it, and the others wait.
 
     Raises:
         UserError: if there is nothing to prepare, the tar is damaged, or a member's name leads to
             another folder.
     """
-    root, listing = split.root, split.root / "filelist.txt"
-    if (root / ".ready").exists() and listing.is_file():
-        with open(listing, "rb") as lines:
-            listed = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
-            return StringTable(map(unquoted, listed))
+    if (names := _listed(split)) is not None:
+        return names
+    with one_at_a_time(split.root / ".lock"):
+        names = _listed(split)  # by another process, meanwhile
+        return _prepared(split, dataset) if names is None else names
+
+
+def _listed(split: Split) -> StringTable | None:
+    """The names that an earlier call has listed, if one has."""
+    listing = split.root / LISTING
+    if not ((split.root / ".ready").exists() and listing.is_file()):
+        return None
+    with open(listing, "rb") as lines:
+        names = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
+        return StringTable(map(unquoted, names))
+
+
+def _prepared(split: Split, dataset: str) -> StringTable:
     _unpack(split, dataset)
-    names = _list_images(root / "data", dataset)
-    write_list(listing, names)
-    (root / ".ready").touch()
-    log.warning("%s: %s lists %d images", dataset, listing, len(names))
+    names = _list_images(split.root / "data", dataset)
+    write_list(split.root / LISTING, names)
+    (split.root / ".ready").touch()
+    log.warning("%s: %s lists %d images", dataset, split.root / LISTING, len(names))
     return StringTable(names)
 
 
@@ -109,7 +123,7 @@ def _unpack(split: Split, dataset: str) -> None:
     except OSError as error:
         advice = "make room and run again" if is_full(error) else "run again when it can be"
         raise UserError(f"{tar} cannot be unpacked ({error}); {advice}") from None
-    marker.unlink()
+    marker.unlink(missing_ok=True)  # another machine may have done the same
 
 
 def _check_end(tar: Path) -> None:

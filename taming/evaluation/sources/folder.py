@@ -10,10 +10,11 @@ from contextlib import suppress
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from taming.data.files.find import find_images
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
@@ -48,11 +49,12 @@ class FolderSource(LoadedSource):
             raise UserError(absence("folder", path))
         here = [] if deep else image_files(self.path, deep=False)
         self.deep = not here and deep is not False
-        self.files = image_files(self.path, deep=True) if self.deep else here
-        if not self.files:
+        files = image_files(self.path, deep=True) if self.deep else here
+        if not files:
             where = "" if self.deep else " itself (--deep looks into folders below)"
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
-        self.labels = folder_labels(self.path, self.files) if self.deep else None
+        self.files = [file.real for file in files]
+        self.labels = folder_labels(self.path, files) if self.deep else None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,22 +103,23 @@ class FolderSource(LoadedSource):
         return digest.hexdigest()
 
 
-def image_files(folder: Path, deep: bool) -> list[str]:
-    """Real paths of the image files in a folder, and with `deep` below it, sorted as text."""
-    paths = []
-    for parent, below, names in os.walk(folder):
-        below[:] = [name for name in below if deep and not name.startswith(".")]
-        for name in names:
-            ending = os.path.splitext(name)[1].lower().removeprefix(".")
-            if ending in EXTENSIONS and not name.startswith("."):
-                paths.append(os.path.realpath(os.path.join(parent, name)))
-    return sorted(paths)
+class ImageFile(NamedTuple):
+    """The path of a file without links, by which sets are in order, and the one it is found by."""
+
+    real: str
+    found: str
 
 
-def folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
-    """The class of each file by its folder's name; None if some are in `root` itself."""
-    parents = [os.path.dirname(path) for path in files]
-    if os.path.realpath(root) in parents:
+def image_files(folder: Path, deep: bool) -> list[ImageFile]:
+    """The image files in a folder, and with `deep` below it, sorted by their real paths as text."""
+    paths = find_images(folder, EXTENSIONS, deep)
+    return sorted(ImageFile(os.path.realpath(path), path) for path in paths)
+
+
+def folder_labels(root: Path, files: Sequence[ImageFile]) -> list[int] | None:
+    """The class of each file by the folder it is found in; None if some are in `root` itself."""
+    parents = [os.path.dirname(file.found) for file in files]
+    if str(root) in parents:
         return None
     names = [os.path.basename(parent) for parent in parents]
     if all(name.isdecimal() for name in set(names)):

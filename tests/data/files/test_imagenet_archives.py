@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 
@@ -92,6 +96,35 @@ def test_training_tar_of_tars(tmp_path: Path) -> None:
     for name in (".ready", TRAIN.tar):  # the tar is no longer needed, also to list them again
         (root / name).unlink()
     assert list(prepare(TRAIN, "x")) == NAMES
+
+
+def test_several_processes_begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = put(TRAIN, train_tar(tmp_path))
+    ends, written = Barrier(2, timeout=0.5), []
+    extract = imagenet_archives._extract_file
+
+    def slowly(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+        with suppress(BrokenBarrierError):  # if both unpack, they do so in step
+            ends.wait()
+        written.append(target.name)
+        extract(archive, member, target)
+
+    monkeypatch.setattr(imagenet_archives, "_extract_file", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(prepare, TRAIN, "x") for _ in range(2)]
+        assert [list(names.result()) for names in both] == [NAMES, NAMES]
+    assert len(written) == len(NAMES)
+    # Where files cannot be locked, or another machine has done the same.
+    for name in (".ready", "filelist.txt"):
+        (root / name).unlink()
+    shutil.rmtree(root / "data")
+
+    def finished(archive: tarfile.TarFile, data: Path, tar: Path) -> None:
+        write_image(data / NAMES[0])
+        (root / imagenet_archives.UNFINISHED).unlink()
+
+    monkeypatch.setattr(imagenet_archives, "_extract_nested", finished)
+    assert list(prepare(TRAIN, "x")) == NAMES[:1]
 
 
 def test_validation_tar_is_sorted_by_the_synset_list(tmp_path: Path) -> None:

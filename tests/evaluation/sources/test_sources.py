@@ -71,6 +71,20 @@ def test_class_folders_with_names(tmp_path: Path) -> None:
     assert source.labels == [0, *[1] * 5, 2]  # not by numbers, as some have none
 
 
+def test_links_have_the_classes_of_the_tree_that_they_are_in(tmp_path: Path) -> None:
+    """As ImageNet's validation images are often sorted."""
+    image_folder(tmp_path / "flat", 3)
+    image_classes(tmp_path / "elsewhere", {"dog": 1})
+    sorted_by_links = tmp_path / "sorted"
+    for name, synset in (("000", "cat"), ("001", "ant"), ("002", "cat")):
+        (sorted_by_links / synset).mkdir(parents=True, exist_ok=True)
+        (sorted_by_links / synset / f"{name}.png").symlink_to(tmp_path / "flat" / f"{name}.png")
+    (sorted_by_links / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (sorted_by_links / "dog" / "up").symlink_to(sorted_by_links)
+    source = FolderSource(sorted_by_links, workers=0)
+    assert source.labels == [2, 1, 0, 1]  # elsewhere/dog goes before flat/*
+
+
 def test_size_by_some_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "HEADERS_READ", 2)
     image_sizes(tmp_path, {f"{n}.png": (4 if n == 3 else 6, 5) for n in range(6)})
