@@ -12,7 +12,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from taming.published_models import (
     published_models,
     read_record,
 )
-from taming.user_files import YAMLS, yamls_in
+from taming.user_files import DAMAGED_ARCHIVE, YAMLS, yamls_in
 
 __all__ = [
     "Published",
@@ -288,7 +287,7 @@ def _check_claims(archive: Path, claimed: int) -> None:
 def _damage_named(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UserError(f"{archive.name} is no archive that can be unpacked: {error}") from None
 
 

@@ -6,14 +6,28 @@ A named pipe would be waited for, and some devices never end.
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import stat
+import tarfile
 import threading
+import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, TypeVar
 
 AnyPath = TypeVar("AnyPath", str, Path)
 YAMLS = (".yaml", ".yml")
+# What Python's modules raise for archives that are damaged or cut short; RuntimeErrors are of zips
+# that are encrypted, or packed in a way that Python does not know.
+DAMAGED_ARCHIVE: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+)
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",

@@ -14,9 +14,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from unittest.mock import Mock
-from threading import Barrier
 
 import pytest
 

@@ -18,16 +18,17 @@ from tqdm import tqdm
 
 from taming.data.helper_types import Annotation
 from taming.errors import UserError
-from taming.user_files import regular
+from taming.user_files import DAMAGED_ARCHIVE, regular
 from taming.util import download
 
 # ---------------------------------------------------------------------- files
 
 
 def unpack(path: str) -> None:
-    """Unpack a `.tar.gz`, `.tar` or `.zip` beside it, without what would lie elsewhere.
+    """Unpack a `.tar.gz`, `.tar` or `.zip` beside it.
 
-    Raises `UserError` for other endings, damaged files, and members that lead out of the folder.
+    Raises `UserError` for other endings, damaged or encrypted files, and members that lead out of
+    the folder.
     """
     folder = Path(path).parent
     try:
@@ -36,11 +37,22 @@ def unpack(path: str) -> None:
                 archive.extractall(folder, filter="data")
         elif path.endswith(".zip"):
             with zipfile.ZipFile(regular(path)) as archive:
+                _check_places(archive, path)
                 archive.extractall(folder)
         else:
             raise UserError(f"{path} is neither .tar.gz, .tar nor .zip; unpack it yourself")
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ARCHIVE, OSError) as error:
         raise UserError(f"{path} cannot be unpacked ({error}); get it anew") from None
+
+
+def _check_places(archive: zipfile.ZipFile, path: str) -> None:
+    """Refuse members that lead out of a folder: Python would write them to it by another name."""
+    for name in archive.namelist():
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or not parts[0] or parts[0].endswith(":"):
+            raise UserError(
+                f"{path} cannot be unpacked ({name!r} is outside of its folder); get it anew"
+            )
 
 
 def reporthook(bar: tqdm) -> Callable[[int, int, int | None], None]:

@@ -40,7 +40,36 @@ def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
     with pytest.raises(UserError, match="cannot be unpacked"):
         utils.unpack(str(tmp_path / "inner/bad.tar"))
-    assert not (tmp_path / "outside.txt").exists()
+    for name in ("../outside.txt", "a/../../outside.txt", "/outside.txt", "..\\outside.txt"):
+        with zipfile.ZipFile(tmp_path / "inner/bad.zip", "w") as archive:
+            archive.writestr("good.txt", "")
+            archive.writestr(name, "")
+        with pytest.raises(UserError, match=r"cannot be unpacked .*outside.txt' is outside of"):
+            utils.unpack(str(tmp_path / "inner/bad.zip"))
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(1000)
+    with tarfile.open(tmp_path / "cut.tar.gz", "w:gz") as archive:
+        archive.addfile(member := tarfile.TarInfo("a"), io.BytesIO())
+        member.size = len(noise)
+        archive.addfile(member, io.BytesIO(noise))
+    whole = (tmp_path / "cut.tar.gz").read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    for name in ("damaged", "encrypted"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("a", "ab" * 1000)
+    content = bytearray((tmp_path / "damaged.zip").read_bytes())
+    content[33:38] = b"\xff" * 5  # of the packed bytes
+    (tmp_path / "damaged.zip").write_bytes(content)
+    content = bytearray((tmp_path / "encrypted.zip").read_bytes())
+    content[6] |= 1  # the flag, in both headers
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "encrypted.zip").write_bytes(content)
+    for name in ("cut.tar.gz", "damaged.zip", "encrypted.zip"):
+        with pytest.raises(UserError, match=f"{name} cannot be unpacked .*; get it anew"):
+            utils.unpack(str(tmp_path / name))
 
 
 def test_folders_and_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

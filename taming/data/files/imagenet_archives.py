@@ -24,6 +24,7 @@ from taming.data.files.list_files import read_pairs, unquoted, write_list
 from taming.data.files.tar_members import require_plain
 from taming.data.imagenet_classes import SYNSETS
 from taming.errors import UserError, is_full
+from taming.user_files import DAMAGED_ARCHIVE
 
 log = logging.getLogger(__name__)
 SYNSET_LIST = "validation_synset.txt"
@@ -118,7 +119,7 @@ def _unpack(split: Split, dataset: str) -> None:
                 _extract_nested(archive, data, tar)
             else:
                 _extract(archive, data, tar, synsets)
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UserError(f"{tar} is no complete tar file ({error}); get it anew") from None
     except OSError as error:
         advice = "make room and run again" if is_full(error) else "run again when it can be"

@@ -22,7 +22,7 @@ from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
 from taming.shipped import script
-from taming.user_files import regular, with_home
+from taming.user_files import DAMAGED_ARCHIVE, regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
@@ -72,7 +72,7 @@ def scan(tar: str) -> Iterator[Sample]:
                         yield sample
                     sample = Sample(key)
                 _add(sample, archive, member, name)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (*DAMAGED_ARCHIVE, OSError, ValueError) as error:
         raise UserError(f"the shard {tar} cannot be read ({error}); write it anew") from None
     if sample is not None:
         yield sample
