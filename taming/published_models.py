@@ -45,10 +45,15 @@ def published_models() -> dict[str, Published]:
 def read_record(folder: Path) -> dict[str, Any]:
     """What is recorded of a model's download into `folder`; UserError if that is damaged."""
     path = folder / RECORD
+    if not path.is_file():
+        return {"complete": False, "files": {}}
     try:
-        return json.loads(path.read_text()) if path.is_file() else {"complete": False, "files": {}}
+        record = json.loads(path.read_text("utf-8"))
     except ValueError:
-        raise UserError(f"{path} is damaged; delete it to have hashes recorded anew") from None
+        record = None
+    if not isinstance(record, dict) or not {"complete", "files"} <= record.keys():
+        raise UserError(f"{path} is damaged; delete it to have hashes recorded anew")
+    return record
 
 
 def has_begun(folder: Path) -> bool:

@@ -224,6 +224,10 @@ def test_a_bare_checkpoint_gets_its_config(site: Site, tmp_path: Path) -> None:
     model = Published("vq_f8", "a model", "-", "logs/vq_f8", (f"{site.url}/last.ckpt",))
     folder = download_model(model, tmp_path, patience=QUICK)
     assert load_config(find_run(folder).configs).model.params.n_embed == 16384
+    for damaged in ("{", "[]", "{}"):
+        (folder / RECORD).write_text(damaged)
+        with pytest.raises(UserError, match="is damaged; delete it"):
+            download_model(model, tmp_path, patience=QUICK)
     (folder / RECORD).unlink()
     (folder / "config.yaml").write_text("model: {}\n")  # of the user's
     download_model(model, tmp_path, patience=QUICK)

@@ -30,7 +30,9 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 DESCRIPTION = "shards.json"
-BEFORE = {"exif": "ignore"}  # of descriptions that do not have it yet
+BEFORE = {"exif": "ignore", "value_range": None}  # of descriptions that do not have it yet
+TODAY = {"maps": {}, "interpolation": "bilinear", "exif": "apply", "value_range": None}
+_KINDS = {"maps": dict, "interpolation": str, "exif": str, "value_range": list | None}
 
 
 class Shards(ImagesWithMaps):
@@ -44,12 +46,13 @@ class Shards(ImagesWithMaps):
             true}`, `depth: {kind: depth}`, `condition: {kind: image}`; None takes what
             scripts/make_shards.py has written in the folder, if anything.
         interpolation: of images and smooth maps; None takes what is written there, too.
-        exif: see `ImageOptions`; None takes that of the dataset whose files were written.
+        exif, value_range: see `ImageOptions`; None takes that of the dataset whose files were
+            written.
         up_factor, hr_factor, keep_mode: as for `ImageNetScaleTrain`, adding `lr`.
         edges: adds the edges of the image instead: "lr" as `ImageNetEdgesTrain`, any other name as
             `PairedTrain`.
-        coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
-            does; `random_crop` is then about this crop.
+        coord_crop: crop the square of `size` once more, to this, together with what belongs to it,
+            and add `coord` as `FacesHQTrain` does; `random_crop` is then about this crop.
         (size, random_crop, random_flip, crop_size, on_error, files: see `ImageOptions`)
 
     Raises:
@@ -76,12 +79,15 @@ class Shards(ImagesWithMaps):
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges == "lr")
         self._found_edges = edges if edges != "lr" else ""
-        second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
-        self.coord_crop = JointTransform(second, maps={"coord": False}) if coord_crop else None
         tars = find_shards(shards)
-        description = _description(tars[0])
+        description = TODAY | (read_description(Path(tars[0]).parent) or {})
         maps = description["maps"] if maps is None else maps
         kinds = {name: map_kind(options) for name, options in maps.items()}
+        second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
+        smooth = {"coord": False, "lr": True} | {name: kind.smooth for name, kind in kinds.items()}
+        self.coord_crop = JointTransform(second, smooth) if coord_crop else None
+        if files.get("value_range") is None:
+            files["value_range"] = description["value_range"]
         interpolation = interpolation or description["interpolation"]
         random_crop = random_crop and not coord_crop
         options = ImageOptions(
@@ -118,21 +124,34 @@ class Shards(ImagesWithMaps):
 
     def load(self, index: int) -> Item:
         cropped = self.degradation.pair(self.transform, **self.read_item(index))
-        image = cropped["image"]
-        made = {"lr": cropped["lr"]} if "lr" in cropped and "lr" not in self.maps else {}
         if self.coord_crop is not None:
-            made |= self.coord_crop(image, coord=coordinates(*image.shape[:2]))
-            image = made.pop("image")
+            coord = coordinates(*cropped["image"].shape[:2])
+            cropped = self.coord_crop(**cropped, coord=coord)
+        added = {name: cropped[name] for name in cropped if name not in ("image", *self.maps)}
         if self._found_edges:
-            made[self._found_edges] = canny_edges(image)
-        item = self.finish(cropped | {"image": image}) | made
+            added[self._found_edges] = canny_edges(cropped["image"])
+        item = self.finish(cropped) | added
         return item | {name: texts.sample(index) for name, texts in self._choices.items()}
 
 
-def _description(tar: str) -> dict[str, Any]:
-    default = {"maps": {}, "interpolation": "bilinear", "exif": "apply"}
-    file = Path(tar).parent / DESCRIPTION
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """What `write_shards` has written of the shards in a folder; None if it has written nothing.
+
+    Raises:
+        UserError: if the file is damaged, or of another program.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return None
     try:
-        return default | BEFORE | json.loads(file.read_text()) if file.is_file() else default
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); write the shards anew") from None
+        content = BEFORE | json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(content[name], kind) for name, kind in _KINDS.items()):
+            raise ValueError("it is of another program")
+        if not all(isinstance(options, dict) for options in content["maps"].values()):
+            raise ValueError("it is of another program")
+        return content
+    except KeyError as error:
+        reason = f"it lacks {error}"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(f"{file} cannot be read ({reason}); write the shards anew")

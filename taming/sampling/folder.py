@@ -192,8 +192,8 @@ def record_of(path: Path) -> dict[str, Any]:
     """How an image was made, empty if it does not say; raises `UserError` for what is no PNG."""
     try:
         with Image.open(path) as image:
-            record: dict[str, Any] = json.loads(image.info.get(RECORD, "{}"))
-            return record
+            record = json.loads(image.info.get(RECORD, "{}"))
+            return record if isinstance(record, dict) else {}  # another program's
     except (OSError, ValueError):
         raise UserError(f"{path} is no intact PNG; remove it and try again") from None
 

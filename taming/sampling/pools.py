@@ -70,7 +70,7 @@ class ScoreFiles:
             try:
                 found = json.loads(path.read_text("utf-8"))
                 scores |= {int(number): float(score) for number, score in found.items()}
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError) as error:
                 log.warning("%s is damaged and computed anew (%s)", path, error)
         return {number: scores[number] for number in scores if number in pool.candidates}
 

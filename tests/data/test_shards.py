@@ -143,6 +143,20 @@ def test_coordinates_of_faces(
         random.seed(3)
 
 
+def test_maps_are_cropped_with_their_image_and_its_coordinates(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", 32, 32)
+    maps = {"condition": MapFiles([path], ImageMap())}
+    write_shards(ImagesWithMaps([path], maps, ImageOptions(32)), tmp_path / "out", 1)
+    data = Shards(str(tmp_path / "out"), 32, random_crop=True, coord_crop=8, up_factor=1)
+    random.seed(1)
+    item = data[0]
+    for name in ("condition", "lr"):  # both are the image itself
+        np.testing.assert_array_equal(item[name], item["image"])
+    row, column = divmod(round(item["coord"][0, 0, 0] * 32**2), 32)
+    image = Shards(str(tmp_path / "out"), 32)[0]["image"]
+    np.testing.assert_array_equal(item["image"], image[row : row + 8, column : column + 8])
+
+
 @pytest.mark.parametrize("name", ["coco", "open images"])
 def test_scenes_take_their_images_from_shards(name: str, tmp_path: Path) -> None:
     root = tmp_path / "data"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from taming.errors import UserError
 from taming.pictures import to_pillow
@@ -62,7 +63,9 @@ def test_samples_of_other_models(tmp_path: Path, key: str) -> None:
 
 
 def test_files_of_others_are_kept_but_broken_ones_named(tmp_path: Path) -> None:
-    to_pillow(sample(0).image).save(tmp_path / "000004.png")
+    theirs = PngInfo()
+    theirs.add_text(RECORD, "[1]")
+    to_pillow(sample(0).image).save(tmp_path / "000004.png", pnginfo=theirs)
     folder = SampleFolder(tmp_path, RECORDED)
     assert folder.finished(None) == {4}
     (tmp_path / "000002.png").write_bytes(b"not a picture")

@@ -169,7 +169,7 @@ def test_damaged_scores_are_computed_anew(tmp_path: Path, caplog: pytest.LogCapt
     files = ScoreFiles(tmp_path, "key")
     files.save(POOLS[0], 0, {0: 0.5, 999: 1.0})
     assert files.load(POOLS[0]) == {0: 0.5}  # of its own candidates
-    for content in ("{", "[1]", '{"a": 1}'):
+    for content in ("{", "[1]", '{"a": 1}', '{"1": null}'):
         next(tmp_path.iterdir()).write_text(content)
         assert files.load(POOLS[0]) == {}
     assert "is damaged and computed anew" in caplog.text

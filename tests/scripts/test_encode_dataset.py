@@ -103,6 +103,9 @@ def test_an_interrupted_encoding_goes_on(
     assert len(calls) == 11
     with pytest.raises(UserError, match="another protocol: crops: 0 before, and 1 now; give anoth"):
         encode([*command, "--out", "parts", "--crops", "1"])
+    Path("parts/manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="manifest.json is damaged; give an empty folder by --out"):
+        encode([*command, "--out", "parts"])
 
 
 def test_codes_of_files_that_have_changed_are_not_gone_on_with(home: Path, tmp_path: Path) -> None:

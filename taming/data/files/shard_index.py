@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -72,7 +73,7 @@ def scan(tar: str) -> Iterator[Sample]:
                         yield sample
                     sample = Sample(key)
                 _add(sample, archive, member, name)
-    except (*DAMAGED_ARCHIVE, OSError, ValueError) as error:
+    except (*DAMAGED_ARCHIVE, OSError, ValueError, TypeError) as error:
         raise UserError(f"the shard {tar} cannot be read ({error}); write it anew") from None
     if sample is not None:
         yield sample
@@ -96,9 +97,9 @@ def read_index(tar: str) -> Iterator[Sample]:
     """As `scan`, from the file `<tar>.index`, which is written if it is absent or out of date."""
     version, index = _version(tar), Path(f"{tar}.index")
     if index.is_file():
-        with open(index, encoding="utf-8") as lines:
+        with open(index, encoding="utf-8") as lines, _damage_named(index):
             if lines.readline().strip() == version:
-                yield from (_sample(line, index) for line in lines)
+                yield from (_sample(line) for line in lines)
                 return
     samples = list(scan(tar))
     if os.access(index.parent, os.W_OK):
@@ -114,11 +115,16 @@ def _version(tar: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _sample(line: str, index: Path) -> Sample:
+def _sample(line: str) -> Sample:
+    key, files, metadata = json.loads(line)
+    places = {str(name): (int(offset), int(size)) for name, (offset, size) in files.items()}
+    return Sample(str(key), places, dict(metadata))
+
+
+@contextlib.contextmanager
+def _damage_named(index: Path) -> Iterator[None]:
     try:
-        key, files, metadata = json.loads(line)
-        places = {str(name): (int(offset), int(size)) for name, (offset, size) in files.items()}
-        return Sample(str(key), places, dict(metadata))
+        yield
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{index} is damaged; delete it, and it is written anew") from None
 

@@ -54,7 +54,9 @@ class CodeWriter:
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise UserError(f"{file} is damaged; give an empty folder by --out") from None
+            stored = None
+        if not isinstance(stored, dict):
+            raise UserError(f"{file} is damaged; give an empty folder by --out")
         own = self.settings.as_json()
         before, now = stored.get("files", {}), own.pop("files")
         if changed := [split for split in now if before.get(split, now[split]) != now[split]]:

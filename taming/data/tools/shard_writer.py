@@ -16,10 +16,11 @@ from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
 from taming.data.file_versions import version_of
 from taming.data.files.list_files import write_lines
+from taming.data.files.shard_index import read_index
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.loading import image_files_in
-from taming.data.shards import BEFORE, DESCRIPTION
+from taming.data.shards import DESCRIPTION, read_description
 from taming.data.whole_images import item_files
 from taming.errors import UserError, interruptible
 
@@ -34,7 +35,7 @@ def _sample(dataset: Any, index: int) -> tuple[dict[str, str], Item]:
 
 @interruptible("finished shards stay, and the same command goes on with the rest")
 def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: bool = False) -> int:
-    """Write the dataset as `output/shard-000000.tar` and so on; returns how many samples.
+    """Write the dataset as `output/shard-000000.tar` and so on; returns how many samples they have.
 
     Shards that are there stay, so that an interrupted call can be repeated.
 
@@ -50,14 +51,18 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
     starts = range(0, len(dataset), per_shard)
     bar = tqdm(starts, f"writing {folder}", unit=" shards", disable=None)
     skipped: list[str] = []
+    samples = 0
     for number, start in enumerate(bar):
         tar = folder / f"shard-{number:06}.tar"
-        if not tar.is_file():
-            indices = range(start, min(start + per_shard, len(dataset)))
-            _write_tar(dataset, indices, tar, skipped if skip_bad else None)
+        if tar.is_file():
+            samples += sum(1 for _ in read_index(str(tar)))
+            continue
+        indices, before = range(start, min(start + per_shard, len(dataset))), len(skipped)
+        _write_tar(dataset, indices, tar, skipped if skip_bad else None)
+        samples += len(indices) - (len(skipped) - before)
     for sentence in skipped:
         log.warning("skipped: %s", sentence)
-    return len(dataset) - len(skipped)
+    return samples
 
 
 def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int, *, files: str) -> None:
@@ -66,15 +71,16 @@ def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int, *, f
         "maps": {name: maps.kind.describe() for name, maps in maps.items()},
         "interpolation": source.options.interpolation,
         "exif": source.options.exif,
+        "value_range": source.options.value_range and list(source.options.value_range),
         "per_shard": per_shard,
         "samples": count,
         "files": files,
     }
-    file = folder / DESCRIPTION
+    there = read_description(folder)
     # Those of earlier versions do not say which files they are of.
-    if file.is_file() and {**BEFORE, "files": files, **json.loads(file.read_text())} != content:
+    if there is not None and {"files": files, **there} != content:
         raise UserError(f"{folder} has shards of other data or another size; give an empty folder")
-    write_lines(file, [json.dumps(content, indent=2)])
+    write_lines(folder / DESCRIPTION, [json.dumps(content, indent=2)])
 
 
 def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | None) -> None:

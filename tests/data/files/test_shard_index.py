@@ -24,16 +24,34 @@ def test_sparse_members_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["{", "1", '["a"]', '["a", 1, {}]', '["a", {"jpg": 3}, {}]', '["a", {}, 3]', "[" * 9999]
+    "row",
+    [
+        b"{",
+        b"1",
+        b'["a"]',
+        b'["a", 1, {}]',
+        b'["a", {"jpg": 3}, {}]',
+        b'["a", {}, 3]',
+        b"[" * 9999,
+        b'["\xff", {}, {}]',
+    ],
 )
-def test_damaged_indices_are_named(tmp_path: Path, row: str) -> None:
+def test_damaged_indices_are_named(tmp_path: Path, row: bytes) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes(bytes(10))
     index = Path(f"{tar}.index")
     version = f"10 {tar.stat().st_mtime_ns}"
-    index.write_text(f"{version}\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
+    lines = [version.encode(), json.dumps(["b", {"jpg": [1, 2]}, {}]).encode(), row]
+    index.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(UserError, match="a.tar.index is damaged"):
         list(read_index(str(tar)))
+
+
+def test_metadata_of_others_that_is_no_object_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add_member(archive, "a.json", b"[1, 2]")
+    with pytest.raises(UserError, match="the shard .*a.tar cannot be read"):
+        list(scan(str(tmp_path / "a.tar")))
 
 
 def test_samples_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from taming.data.base import ImagePaths
 from taming.data.shards import Shards
@@ -32,12 +34,12 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
 
 
 def test_folders_of_earlier_versions_go_on(tmp_path: Path) -> None:
-    """Their description has no `exif`, which was ignored, and no `files`."""
+    """Their description has no `exif`, which was ignored, no `value_range` and no `files`."""
     dataset = ImagePaths(write_images(tmp_path / "in", 2), 16, exif="ignore")
     write_shards(dataset, tmp_path / "out", 2)
     file = tmp_path / "out/shards.json"
     content = json.loads(file.read_text())
-    del content["exif"], content["files"]
+    del content["exif"], content["value_range"], content["files"]
     file.write_text(json.dumps(content))
     assert Shards(str(tmp_path / "out")).options.exif == "ignore"
     assert write_shards(dataset, tmp_path / "out", 2) == 2
@@ -54,6 +56,55 @@ def test_bad_files_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture
     sharded = Shards(str(tmp_path / "out"), 16)
     assert [sharded[i]["class_label"] for i in range(3)] == [0, 2, 3]
     assert sharded[1]["file_path_"] == paths[2]
+
+
+def test_a_call_that_goes_on_counts_all_samples(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 5)
+    dataset = ImagePaths(paths, 16, on_error="skip")
+    for number in (0, 3):
+        truncate(paths[number], 0.01)
+    assert write_shards(dataset, tmp_path / "out", 2, skip_bad=True) == 3
+    (tmp_path / "out/shard-000001.tar").unlink()
+    for _ in range(2):
+        assert write_shards(dataset, tmp_path / "out", 2, skip_bad=True) == 3
+
+
+def test_the_range_of_values_stays(tmp_path: Path) -> None:
+    deep = np.full((16, 16), 2000, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    dataset = ImagePaths([str(tmp_path / "a.png")], 16, value_range=(0, 4000))
+    for _ in range(2):
+        write_shards(dataset, tmp_path / "out", 2)
+    assert np.abs(dataset[0]["image"]).max() < 0.01
+    image = Shards(str(tmp_path / "out"), 16)[0]["image"]
+    np.testing.assert_array_equal(image, dataset[0]["image"])
+    assert Shards(str(tmp_path / "out"), 16, value_range=[0, 2000])[0]["image"].min() == 1
+    other = ImagePaths([str(tmp_path / "a.png")], 16)
+    with pytest.raises(UserError, match="shards of other data"):
+        write_shards(other, tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b"{}",
+        b'{"maps": [], "interpolation": "area"}',
+        b'{"maps": {"a": 3}, "interpolation": "area"}',
+        b'{"maps": {}, "interpolation": 3}',
+        b'{"maps": {}, "interpolation": "area", "value_range": 3}',
+    ],
+)
+def test_damaged_descriptions_are_named(tmp_path: Path, content: bytes) -> None:
+    dataset = ImagePaths(write_images(tmp_path / "in", 1), 16)
+    write_shards(dataset, tmp_path / "out", 1)
+    (tmp_path / "out/shards.json").write_bytes(content)
+    with pytest.raises(UserError, match="shards.json cannot be read .*; write the shards anew"):
+        write_shards(dataset, tmp_path / "out", 1)
+    with pytest.raises(UserError, match="shards.json cannot be read"):
+        Shards(str(tmp_path / "out"), 16)
 
 
 def test_files_that_vanish_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
