@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 from typing_extensions import Unpack
 
-from taming.data.checks import BadFile, check_items
+from taming.data.checks import BadFile, Replacements, check_items
 from taming.data.columns import Column, StringTable, column, entry
 from taming.data.files.images import (
     BadImage,
@@ -26,13 +26,12 @@ from taming.data.files.images import (
 )
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
-from taming.errors import DamagedImage, UserError
+from taming.errors import UserError
 from taming.pictures import to_values_array
 from taming.user_code import name_of
 
 Item = dict[str, Any]
 Preprocessor = Callable[..., Mapping[str, Any]]  # (image=pixels) -> {"image": pixels}
-REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
 DEEP_DECODED = 8  # at start, of images with more than 8 bits
 _MADE_IN_INIT = ("options", "paths", "labels", "transform", "item_sizes", "reading", "size")
@@ -80,7 +79,7 @@ class ImageFiles(Dataset[Item]):
         self.transform = JointTransform(self.options, self.smooth_maps())
         self.item_sizes: dict[tuple[int, int], str] = {}
         self._warned_of_dark = False
-        self._skipped: set[str] = set()
+        self._replacements = Replacements(self.source, self.options.on_error == "raise")
         low, high = options.value_range or (0, 0)
         value_range = (low, high) if options.value_range else None
         self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark, True)
@@ -229,20 +228,10 @@ class ImageFiles(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        # A bad item is replaced by the next one, not by a random one: the same in every run.
-        for step in range(tried := min(len(self), REPLACEMENTS_TRIED)):
-            try:
-                return self._item((index + step) % len(self) if step else index)
-            except BadFile as error:
-                if self.options.on_error == "raise":
-                    raise DamagedImage(error.fatal()) from None
-                if (sentence := str(error)) not in self._skipped:  # not in every epoch
-                    self._skipped.add(sentence)
-                    log.warning("skipped: %s", sentence)
-        which = "none of its files can be used, such as"
-        if tried < len(self):
-            which = f"{tried} files in a row cannot be used, the last ones around"
-        raise UserError(f"{self.source}: {which} {self.paths[index]}; look at the warnings above")
+        try:
+            return self._item(index)
+        except BadFile as error:
+            return self._replacements.instead(error, self._item, index, len(self))
 
     def _item(self, index: int) -> Item:
         return self.load(index) | self.metadata(index)

@@ -6,9 +6,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import TypeVar
 
 from taming.data.files.find import in_threads
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
+
+T = TypeVar("T")
+REPLACEMENTS_TRIED = 100
 
 # How to say that damaged files are left out; an example, as no dataset knows its split.
 SKIP = "data.params.train.params.on_error=skip, and likewise of other splits"
@@ -64,3 +68,46 @@ def check_items(
         counts = f"{len(bad)} of the {len(numbers)} files looked at"
         message = "%s: %s cannot be used and others take their place; %s"
         log.warning(message, source, counts, bad[0])
+
+
+class Replacements:
+    """What takes the place of items that cannot be used: the next one that can.
+
+    Not a random one, so that it is the same in every run.
+
+    Args:
+        source: where the files come from, for errors.
+        raises: there is an error instead.
+    """
+
+    def __init__(self, source: str, raises: bool) -> None:
+        self.source, self.raises = source, raises
+        self._skipped: set[str] = set()
+
+    def instead(self, first: BadFile, load: Callable[[int], T], index: int, length: int) -> T:
+        """What `load`, which raises `BadFile`, makes of the next item after number `index`, of
+        `length`, where it has raised `first`.
+
+        Raises:
+            DamagedImage: if this `raises`.
+            UserError: if 100 in a row, or all, cannot be used.
+        """
+        error, tried = first, min(length, REPLACEMENTS_TRIED)
+        for step in range(1, tried):
+            self._pass_over(error)
+            try:
+                return load((index + step) % length)
+            except BadFile as another:
+                error = another
+        self._pass_over(error)
+        which = "none of its files can be used"
+        if tried < length:
+            which = f"{tried} files in a row cannot be used"
+        raise UserError(f"{self.source}: {which}: {first}; look at the warnings above")
+
+    def _pass_over(self, error: BadFile) -> None:
+        if self.raises:
+            raise DamagedImage(error.fatal()) from None
+        if (sentence := str(error)) not in self._skipped:  # not in every epoch
+            self._skipped.add(sentence)
+            log.warning("skipped: %s", sentence)

@@ -13,13 +13,14 @@ from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
 from taming.data.base import ImageFiles, Item, of_subclasses
+from taming.data.checks import BadFile, Replacements
 from taming.data.condition_maps import Depth, MapKind
 from taming.data.custom import CustomBase
 from taming.data.files.images import PLAIN, BadImage, Reading
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
-from taming.errors import UserError
+from taming.pictures import to_uint8_array, to_values_array
 
 DEPTH_ROOT = "data/imagenet_depth"
 
@@ -66,7 +67,7 @@ class BaseWithDepth(CustomBase):
             maps = {"depth": MapFiles(_DepthPaths(self, base), kind)}
             self.data = ImagesWithMaps(base.paths, maps, options, base.labels)
         else:
-            self.data = _ItemsWithDepth(self, base, JointTransform(options, {"depth": True}))
+            self.data = _ItemsWithDepth(self, base, options)
 
     def get_base_dset(self) -> Dataset[Item]:
         """The images and their other entries, to which depth is added."""
@@ -129,19 +130,29 @@ class _OwnDepth(MapKind):
 class _ItemsWithDepth(Dataset[Item]):
     """Depth for the items of any dataset, whose images are float32 (H, W, 3) in [-1, 1]."""
 
-    def __init__(
-        self, dataset: BaseWithDepth, base: Dataset[Item], transform: JointTransform
-    ) -> None:
-        self.dataset, self.data, self.transform = dataset, base, transform
+    def __init__(self, dataset: BaseWithDepth, base: Dataset[Item], options: ImageOptions) -> None:
+        self.dataset, self.data = dataset, base
+        self.transform = JointTransform(options, {"depth": True})
+        self._augmented = bool(options.augmentations)
+        self._replacements = Replacements(options.source, options.on_error == "raise")
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Item:
+        try:
+            return self._item(index)
+        except BadFile as error:
+            return self._replacements.instead(error, self._item, index, len(self))
+
+    def _item(self, index: int) -> Item:
         item = self.data[index]
         path, image = self.dataset.get_depth_path(item), np.asarray(item["image"])
         try:
             depth = self.dataset.preprocess_depth(path)
         except BadImage as error:
-            raise UserError(f"{path}, depth of {type(self.dataset).__name__}, {error}") from None
-        return item | self.transform(image, depth=depth)
+            raise BadFile(f"{path}, depth of {type(self.dataset).__name__}, {error}") from None
+        if not self._augmented or image.dtype == np.uint8:
+            return item | self.transform(image, depth=depth)
+        made = self.transform(to_uint8_array(image), depth=depth)  # as augmentations take images
+        return item | made | {"image": to_values_array(made["image"])}

@@ -192,6 +192,9 @@ def test_depth_of_any_kind(imagenet: Path) -> None:
     assert plain.preprocess_depth(path).min() == -1
 
 
+INVERTED = [{"target": "albumentations.InvertImg", "params": {"p": 1.0}}]
+
+
 def test_depth_beside_any_dataset(imagenet: Path) -> None:
     class Items(list[Any]):
         pass
@@ -199,7 +202,8 @@ def test_depth_beside_any_dataset(imagenet: Path) -> None:
     class Own(BaseWithDepth):
         def get_base_dset(self) -> Any:
             image = ramps(32, 48).astype(np.float32) / 127.5 - 1
-            return Items([{"image": image, "depth_file": "n01440764/n01440764_0.png"}])
+            files = [f"n01440764/n01440764_{number}.png" for number in (0, 1)]
+            return Items([{"image": image, "depth_file": file} for file in files])
 
         def get_depth_path(self, e: Any) -> str:
             return f"{self.data_root}/train/{e['depth_file']}"
@@ -211,9 +215,17 @@ def test_depth_beside_any_dataset(imagenet: Path) -> None:
     np.testing.assert_allclose(center, expected, atol=1e-6)
     item = Own(size=16, random_crop=True, random_flip=False)[0]
     assert item["image"].shape == (16, 16, 3) and item["depth"].shape == (16, 16)
+    options: Any = {"random_crop": False, "augmentations": INVERTED}
+    inverted, plain = Own(size=32, **options)[0]["image"], Own(size=32)[0]["image"]
+    np.testing.assert_allclose(inverted, -plain, atol=1e-6)
     Path("data/imagenet_depth/train/n01440764/n01440764_0.png").write_text("no image")
+    replaced, following = Own(size=16, on_error="skip")[0], Own(size=16)[1]
+    np.testing.assert_array_equal(replaced["depth"], following["depth"])
+    Path("data/imagenet_depth/train/n01440764/n01440764_1.png").write_text("no image")
     with pytest.raises(UserError, match="n01440764_0.png, depth of Own, is no image"):
         Own(size=16)[0]
+    with pytest.raises(UserError, match="of Own, is no image.*; look at the warnings above"):
+        Own(size=16, on_error="skip")[0]
     with pytest.raises(UserError, match="BaseWithDepth is a base class; .* define get_base_dset"):
         BaseWithDepth()
 

@@ -103,6 +103,19 @@ def test_the_key_follows_the_checkpoint_and_the_data(place: Path, run: str, data
     assert len(keys) == 5
 
 
+def test_another_classifier_needs_no_published_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    rejecting = next(each for each in PRESETS.values() if each.parameter("classifier"))
+
+    def said(*extra: str) -> bool:
+        return any("resnet101" in text for text in Reproduction(rejecting, extra=extra).missing())
+
+    assert said() and said("--top_k", "5")
+    assert not said("--classifier", "resnet18:own.pth") and not said("--classifier=resnet18:own")
+
+
 def write_images(folder: Path, count: int = 4) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number}.png" for number in range(count)]

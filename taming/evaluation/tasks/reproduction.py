@@ -143,7 +143,7 @@ class Reproduction:
 
     def _missing_classifier(self) -> Iterator[str]:
         name = self.preset.parameter("classifier")
-        if name is None or "--classifier" in self.extra:
+        if name is None or self._given("classifier") is not None:
             return
         if (path := Classifier.missing_file(str(name))) is not None:
             fetch = f"import torchvision; torchvision.models.{name}(weights='DEFAULT')"
