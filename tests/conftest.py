@@ -1,4 +1,4 @@
-"""What all tests share: configs may name our own classes, and the user's state stays untouched."""
+"""What all tests share: configs may name our own classes, and the user's files stay untouched."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from taming.atomic_files import user_cache
 from taming.trust import trusted
 from tests.kit.launch import Launcher
 from tests.support import exact_products
@@ -31,12 +33,27 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For programs that tests start, too."""
+    """For programs that tests start, too: state and caches are not the user's.
+
+    All processes of a session share one cache, so that a choice of kernels is measured once.
+    """
     before = dict(os.environ)
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ.setdefault("MPLCONFIGDIR", str(user_cache() / "matplotlib"))  # a list of fonts
     os.environ |= {"TAMING_TRUST": "tests", "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state"))}
+    os.environ["XDG_CACHE_HOME"] = str(session / "cache")
+    os.environ.pop("TAMING_KERNEL", None)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, with nothing in it yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

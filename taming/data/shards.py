@@ -31,7 +31,8 @@ from taming.errors import UserError
 
 DESCRIPTION = "shards.json"
 BEFORE = {"exif": "ignore", "value_range": None}  # of descriptions that do not have it yet
-TODAY = {"maps": {}, "interpolation": "bilinear", "exif": "apply", "value_range": None}
+TODAY: dict[str, Any] = {"maps": {}, "interpolation": "bilinear", "exif": "apply"}
+TODAY["value_range"] = None
 _KINDS = {"maps": dict, "interpolation": str, "exif": str, "value_range": list | None}
 
 

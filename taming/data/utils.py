@@ -21,6 +21,8 @@ from taming.errors import UserError
 from taming.user_files import DAMAGED_ARCHIVE, regular
 from taming.util import download
 
+_NOT_READ: tuple[type[Exception], ...] = (*DAMAGED_ARCHIVE, OSError)
+
 # ---------------------------------------------------------------------- files
 
 
@@ -41,7 +43,7 @@ def unpack(path: str) -> None:
                 archive.extractall(folder)
         else:
             raise UserError(f"{path} is neither .tar.gz, .tar nor .zip; unpack it yourself")
-    except (*DAMAGED_ARCHIVE, OSError) as error:
+    except _NOT_READ as error:
         raise UserError(f"{path} cannot be unpacked ({error}); get it anew") from None
 
 

@@ -147,7 +147,6 @@ def test_transformers_of_one_grid_refuse_it(stage: str) -> None:
 def test_evaluation_says_what_each_level_uses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for variable in ("TAMING_VGG16", "TAMING_ALEXNET", "TAMING_EXTRACTOR_WEIGHTS"):
         monkeypatch.setenv(variable, str(tmp_path / "none.pth"))
     folder = image_sizes(tmp_path / "images", {"a.png": (20, 30), "b.png": (16, 16)})

@@ -19,7 +19,6 @@ from taming.modules.attention import WRITTEN_OUT, attention, training_kernel, wr
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("TAMING_KERNEL", raising=False)
     monkeypatch.setattr(kernel_choice, "choices", {})
 
 

@@ -29,9 +29,9 @@ SMALL = ("--isc_splits", "2", "--kid_subsets", "5", "--kid_subset_size", "4", "-
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "taming" / "evaluation"
+def kept(cache: Path) -> Path:
+    """The folder of the features that are kept."""
+    return cache / "taming" / "evaluation"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 
 
 def test_folders(
-    classes: tuple[str, str], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+    classes: tuple[str, str], tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbors", "2")
@@ -84,8 +84,8 @@ def test_folders(
     assert rows.shape == (HEAD + 8 + 8 * 128, 8 + 120 + 16 + 2 * 128, 3)
     with Image.open(out / f"{path.stem}-classes.png") as picture:
         assert picture.size[0] > 300
-    assert list(cache.glob("*.npz"))
-    assert not list(cache.glob("*partial*"))
+    assert list(kept.glob("*.npz"))
+    assert not list(kept.glob("*partial*"))
 
 
 def test_neighbors_are_the_nearest(tmp_path: Path) -> None:
@@ -179,14 +179,14 @@ def test_a_sweep_over_temperature_and_acceptance(
     assert found["metrics"][names[0]]["fid"] != found["metrics"][names[1]]["fid"]
 
 
-def test_reproduced_or_not(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reproduced_or_not(tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = image_folder(tmp_path / "a", 6), image_folder(tmp_path / "b", 8, seed=100)
     evaluate(tmp_path / "out", str(a), str(b))
-    for path in cache.iterdir():
+    for path in kept.iterdir():
         path.unlink()
     (path,) = (tmp_path / "out").glob("*.json")
     main(["--reproduce", str(path)])
-    assert not list(cache.glob("*"))  # all of it was computed
+    assert not list(kept.glob("*"))  # all of it was computed
     assert f"{path} is reproduced within 0.001: fid" in capsys.readouterr().out
     image_folder(b, 8, seed=200)
     with pytest.raises(SystemExit) as stop:
@@ -300,7 +300,7 @@ def test_two_processes(run: str, classes: tuple[str, str], tmp_path: Path, drawn
 
 
 def test_two_killed_processes_are_continued_by_one(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = image_folder(tmp_path / "a", 30), image_folder(tmp_path / "b", 20, seed=100)
     sets = [str(a), str(b), "--metrics", "fid,kid", *SMALL, "--save_every", "0"]
@@ -309,12 +309,12 @@ def test_two_killed_processes_are_continued_by_one(
     kill = {"TINY_LOG": str(log), "TINY_KILL_AT": "20"}  # each has 10 of b, then 15 of a
     codes = exit_codes_of_two(main, [*argv, "-o", str(tmp_path / "two")], **kill)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
-    assert len(list(cache.glob("*.partial.*.npz"))) == 2
+    assert len(list(kept.glob("*.partial.*.npz"))) == 2
     log.unlink()
     monkeypatch.setenv("TINY_LOG", str(log))
     main([*argv, "-o", str(tmp_path / "out")])
     assert sum(map(int, log.read_text().split())) == 30 - 2 * 8
-    assert not list(cache.glob("*.partial.*.npz"))
+    assert not list(kept.glob("*.partial.*.npz"))
     found = read_result(next((tmp_path / "out").glob("*.json")))
     assert_same(found, evaluate(tmp_path / "alone", *sets, "--no_cache"))
 

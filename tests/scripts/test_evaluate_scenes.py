@@ -26,9 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "taming" / "evaluation"
+def kept(cache: Path) -> Path:
+    """The folder of the features that are kept."""
+    return cache / "taming" / "evaluation"
 
 
 def evaluate(run: Path, *flags: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def evaluate(run: Path, *flags: str) -> dict[str, Any]:
     return read_result(run / "evaluation" / "scenes.json")
 
 
-def test_numbers_of_scenes(run: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_scenes(run: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = evaluate(run, "-N", "2", "-n", "4")
     metrics, sets = result["metrics"], result["sets"]
     assert metrics["fid"] > 0 and metrics["scene_fid"] > 0 and metrics["isc"]["mean"] >= 1
@@ -47,7 +47,7 @@ def test_numbers_of_scenes(run: Path, cache: Path, capsys: pytest.CaptureFixture
     assert result["protocol"]["extractor"]["weights_sha256"]
     assert "| scene_fid" in (run / "evaluation" / "scenes.md").read_text()
     assert "SceneFID" in capsys.readouterr().out
-    assert not list(cache.glob("*partial*"))
+    assert not list(kept.glob("*partial*"))
 
 
 def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None:

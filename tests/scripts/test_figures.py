@@ -33,9 +33,7 @@ TINY = ("--extractor", "tests.kit.extractor:TinyExtractor")
 CPU = ("--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def log_losses(run: Path, losses: dict[int, float]) -> None:

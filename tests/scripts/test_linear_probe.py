@@ -24,9 +24,7 @@ from tests.kit.runs import run_with_data, tiny_run
 SMALL = ("--device", "cpu", "--decays", "0.01,1", "--folds", "3")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,6 @@ def test_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(room)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(room / "cache"))
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -59,7 +59,6 @@ def test_results_that_could_not_be_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Runner, "run", lambda *_, **__: pytest.fail("images were looked at"))
     script, words = SCRIPTS[name]
     for place, path in places.items():

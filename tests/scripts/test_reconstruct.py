@@ -99,7 +99,6 @@ def test_labels(size: list[str], tmp_path: Path) -> None:
 
 def test_both_scripts_see_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first stage gets the same values from here and from scripts/evaluate_first_stage.py."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("TAMING_VGG16", "TAMING_ALEXNET", "TAMING_EXTRACTOR_WEIGHTS"):
         monkeypatch.setenv(name, str(tmp_path / "nowhere.pth"))
     folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)

@@ -27,6 +27,7 @@ from taming.user_files import DAMAGED_ARCHIVE, regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
+_NOT_READ: tuple[type[Exception], ...] = (*DAMAGED_ARCHIVE, OSError, ValueError, TypeError)
 
 
 @dataclass
@@ -73,7 +74,7 @@ def scan(tar: str) -> Iterator[Sample]:
                         yield sample
                     sample = Sample(key)
                 _add(sample, archive, member, name)
-    except (*DAMAGED_ARCHIVE, OSError, ValueError, TypeError) as error:
+    except _NOT_READ as error:
         raise UserError(f"the shard {tar} cannot be read ({error}); write it anew") from None
     if sample is not None:
         yield sample

@@ -128,7 +128,6 @@ def test_flags_of_classes_are_refused(run: Path) -> None:
 
 
 def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data, out = str(tmp_path / "data.yaml"), tmp_path / "out"
     flags = ["--preset", "ade20k", "-b", data, "-o", str(out), "--device", "cpu"]
     flags += ["--isc_splits", "2"]

@@ -34,9 +34,7 @@ SMALL = ("--isc_splits", "2", "--kid_subsets", "5", "--kid_subset_size", "4", "-
 ALL = ("--metrics", "all", "--evaluators", ",".join(EVALUATORS), *SMALL)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
