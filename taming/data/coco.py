@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from taming.data.base import Item, of_subclasses
 from taming.data.checks import SKIP
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
+from taming.data.draws import number_between
 from taming.data.files.annotations import all_fields, identity_of, read_json
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
@@ -46,7 +46,8 @@ class Captions:
 
     def sample(self, index: int) -> str:
         """One of image `index`'s captions, by Python's global generator."""
-        return self._texts[random.randrange(*self._ends[index : index + 2].tolist())]
+        first, end = self._ends[index : index + 2].tolist()
+        return self._texts[number_between(first, end - 1)]
 
 
 class CocoBase(ImagesWithMaps):

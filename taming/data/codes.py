@@ -13,7 +13,6 @@ image, and no first stage.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.utils.data import Dataset
 
 from taming.config_values import FilePath
 from taming.data.base import Item
+from taming.data.draws import number_below
 from taming.data.from_config import SPLITS
 from taming.errors import UserError
 from taming.shipped import script
@@ -198,9 +198,8 @@ class CodeDataset(Dataset[Item]):
         return self.files.images
 
     def __getitem__(self, index: int) -> Item:
-        # Of Python's generator only random() is promised to give the same numbers in all versions.
         copies = self.files.copies
-        copy = int(copies * random.random()) if copies > 1 else 0
+        copy = number_below(copies) if copies > 1 else 0
         item = {key: array[index, copy].astype(np.int64) for key, array in self._open().items()}
         if item[CODES].max() >= self._n_codes:
             raise _damage(

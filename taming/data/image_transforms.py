@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import PIL.Image
 from torch import nn
 
+from taming.data.draws import number_below, number_between
 from taming.data.helper_types import BoundingBox, Image
 from taming.errors import UserError
 
@@ -48,7 +49,7 @@ class CropReturnCoordinates(nn.Module):
 
     def corner(self, spare_width: int, spare_height: int) -> tuple[int, int]:
         """Left and top of the crop, if the image is so much larger than it."""
-        return random.randint(0, spare_width), random.randint(0, spare_height)
+        return number_below(spare_width + 1), number_below(spare_height + 1)
 
     def forward(self, img: Image) -> tuple[BoundingBox, Image]:
         width, height = size_of(img)
@@ -76,7 +77,7 @@ class Random2dCropReturnCoordinates(CropReturnCoordinates):
 
     def size_in(self, width: int, height: int) -> tuple[int, int]:
         side = min(width, height)
-        side = random.randint(min(self.min_size, side), side)
+        side = number_between(min(self.min_size, side), side)
         return side, side
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from taming.config import did_you_mean
 from taming.data.augmentations import Augmentations
+from taming.data.draws import number_below, number_between
 from taming.data.helper_types import (
     WHOLE,
     AnnotationList,
@@ -96,6 +97,8 @@ class SceneCrop:
         if self.method == "center":
             return (width - side) / 2, (height - side) / 2, side, side
         if self.method == "random-1d":
-            return random.uniform(0, width - side), random.uniform(0, height - side), side, side
-        side = random.randint(min(self.crop_size, side), side)
-        return random.randint(0, width - side), random.randint(0, height - side), side, side
+            left = (width - side) * random.random()
+            return left, (height - side) * random.random(), side, side
+        side = number_between(min(self.crop_size, side), side)
+        left = number_below(width - side + 1)
+        return left, number_below(height - side + 1), side, side

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from taming.data.augmentations import Augmentations
+from taming.data.draws import number_below
 from taming.data.options import INTERPOLATIONS, ImageOptions
 from taming.errors import UserError
 
@@ -107,8 +108,7 @@ class JointTransform:
                 f"an image with a side of {length} pixels is smaller than the crop of "
                 f"{self.crop_size}; give a smaller crop_size, or a size to resize to"
             )
-        # Of Python's generator only random() is promised to give the same numbers in all versions.
-        start = int((spare + 1) * random.random()) if self.random_crop else spare // 2
+        start = number_below(spare + 1) if self.random_crop else spare // 2
         return slice(start, start + self.crop_size)
 
     def _resize(self, name: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

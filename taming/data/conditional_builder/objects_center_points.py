@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -14,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from taming.data.draws import shuffled
 from taming.data.helper_types import WHOLE, Annotation, BoundingBox, Point, clip, mirrored, touches
 from taming.errors import UserError
 from taming.pictures import to_values
@@ -120,9 +120,7 @@ class ObjectsCenterPointsConditionalBuilder:
 
         `crop_coordinates` is what is seen of the image; objects outside are left out.
         """
-        shuffled = list(annotations)
-        random.shuffle(shuffled)
-        return self.build_in_order(shuffled, crop_coordinates, horizontal_flip)
+        return self.build_in_order(shuffled(annotations), crop_coordinates, horizontal_flip)
 
     def build_in_order(
         self,
