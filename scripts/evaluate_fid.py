@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taming.atomic_files import check_place
+from taming.atomic_files import atomic_path, check_place
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError, command, end_with_damaged
@@ -228,7 +228,9 @@ def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
     assert evaluation.banks is not None and job.reference is not None
     assert not isinstance(job.samples, Statistics) and not isinstance(job.reference, Statistics)
     indices = nearest(*evaluation.banks, ROWS, job.own.neighbors)
-    neighbors_picture(job.samples, job.reference, indices).save(path)
+    picture = neighbors_picture(job.samples, job.reference, indices)
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def by_evaluator(metrics: Mapping[str, Mapping[str, Any]]) -> str:

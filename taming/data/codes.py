@@ -164,7 +164,12 @@ class CodeDataset(Dataset[Item]):
     Raises:
         UserError: for what `read_manifest` refuses, a split that was not encoded, and files that
             are not as the manifest says; while loading, for codes that there are not.
+
+    Attributes:
+        vocabulary: how many tokens the model that is trained has for conditions, once it is known.
     """
+
+    vocabulary: int | None = None
 
     def __init__(
         self, folder: FilePath, split: Literal["train", "validation", "test"] = "train"
@@ -201,12 +206,26 @@ class CodeDataset(Dataset[Item]):
         copies = self.files.copies
         copy = number_below(copies) if copies > 1 else 0
         item = {key: array[index, copy].astype(np.int64) for key, array in self._open().items()}
-        if item[CODES].max() >= self._n_codes:
-            raise _damage(
-                self.folder / self.files.codes.file,
-                f"is damaged: image {index} has code {item[CODES].max()} of {self._n_codes}",
-            )
+        self._check(index, item[CODES], self.files.codes, self._n_codes)
+        if self.files.conditions:
+            self._check(index, item[CONDITION], self.files.conditions)
+            self._check_known(index, int(item[CONDITION].max()), self.files.conditions)
         return item | ({self._class_key: int(item[CONDITION][0])} if self._class_key else {})
+
+    def _check(self, index: int, codes: np.ndarray, file: ArrayFile, count: int = 2**31) -> None:
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= count:
+            code = f"{low}" if low < 0 else f"{high} of {count}"
+            path = self.folder / file.file
+            raise _damage(path, f"is damaged: image {index} has code {code}")
+
+    def _check_known(self, index: int, token: int, file: ArrayFile) -> None:
+        if self.vocabulary is not None and token >= self.vocabulary:
+            raise UserError(
+                f"{self.folder / file.file}: image {index} has the token {token}, and "
+                f"transformer_config.params.vocab_size is {self.vocabulary}; make it at least "
+                f"{token + 1}, or, if the file is damaged, write it anew with {SCRIPT}"
+            )
 
 
 # ---------------------------------------------------------------------- in configs

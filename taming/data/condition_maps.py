@@ -161,12 +161,12 @@ class Labels(MapKind):
             labels = read_stored(path, reading.upright)
         if self.shift:
             labels = np.where(labels == UNLABELED, 0, labels.astype(np.int32) + 1)
-        if labels.min() < 0 or labels.max() >= self.n_labels:
-            raise BadImage(self._out_of_range(int(labels.max())))
+        if (low := int(labels.min())) < 0 or labels.max() >= self.n_labels:
+            raise BadImage(self._out_of_range(low if low < 0 else int(labels.max())))
         return labels.astype(np.uint8 if self.n_labels <= 256 else np.int32)
 
-    def _out_of_range(self, highest: int) -> str:
-        stored, limit = highest - self.shift, self.n_labels - 1 - self.shift
+    def _out_of_range(self, label: int) -> str:
+        stored, limit = label - self.shift, self.n_labels - 1 - self.shift
         return (
             f"has the label {stored}, but with n_labels {self.n_labels} labels go from 0 to {limit}"
             f"{' (and 255, unlabeled)' if self.shift else ''}"

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from taming.atomic_files import write_text
 from taming.checkpoint import load_weights, read_checkpoint, save_atomic
 from taming.config_values import Count, FilePath, Pixels, Range
 from taming.errors import UserError
@@ -98,7 +99,7 @@ def convert(folder: str | Path) -> Path:
         raise UserError(f"{folder}: encoder.pkl and decoder.pkl are not DALL-E's") from None
     save_atomic({"state_dict": state}, folder / "model.ckpt")
     config = {"model": {"target": "taming.models.dalle.DalleVAE", "params": params}}
-    OmegaConf.save(config, folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return folder
 
 

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from taming import trust
-from taming.atomic_files import remove_leftovers, write_text
+from taming.atomic_files import atomic_path, remove_leftovers, write_text
 from taming.checkpoint.headers import header_of
 from taming.config import without_checkpoint_paths
 from taming.config_values import Count, CountOrZero
@@ -207,6 +207,10 @@ class ImageLogger(Callback):
         except OSError as error:
             path = error.filename or trainer.default_root_dir
             log.warning("%s cannot be written (%s): training goes on", path, reason_of(error))
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            log.warning("%s: training goes on", error)
 
     def log_local(
         self,
@@ -249,12 +253,8 @@ def _path(folder: Path, key: str, place: tuple[int, int, int]) -> Path:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        picture.save(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def _in_rows_of_four(images: Tensor) -> Image.Image:

@@ -59,6 +59,7 @@ def check_codes(
         _check_first_stage(dataset, settings.first_stage, own[0], rounded)
         if own[1] is not None:
             _check_condition(dataset, settings.condition, own[1], rounded)
+            dataset.vocabulary = model.vocab_size
 
 
 def _part(state: Tensors, name: str) -> dict[str, Tensor]:

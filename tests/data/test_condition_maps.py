@@ -54,6 +54,9 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
         Labels(182).read(path)
     with pytest.raises(BadImage, match=r"label 182, .* go from 0 to 181 \(and 255, unlabeled\)"):
         Labels(183, shift=True).read(path)
+    Image.fromarray(np.array([[-1, 9]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(BadImage, match="label -1, but with n_labels 4 labels go from 0 to 3"):
+        Labels(4).read(str(tmp_path / "a.tif"))
     with pytest.raises(UserError, match="label 3, but n_labels is 3; give it another fill_mask"):
         Labels(3).finish(labels([0, 3]))
     assert not Labels(3).smooth and Depth().smooth  # no labels between those that are there

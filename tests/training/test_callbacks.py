@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.errors import UserError
 from taming.training import callbacks
 from taming.training.callbacks import (
     ImageLogger,
@@ -268,12 +269,13 @@ def test_a_start_makes_folders_and_trusts_what_it_writes(
 
 def test_a_picture_that_cannot_be_written_leaves_no_part_of_it(tmp_path: Path) -> None:
     class Picture:
-        def save(self, path: Path) -> None:
+        def save(self, path: Path, **_: Any) -> None:
             path.write_bytes(b"part")
+            assert not (tmp_path / "images" / "x.png").exists()  # nor if the process is killed now
             raise OSError("full")
 
     picture: Any = Picture()
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match="cannot write .*x.png .*full"):
         callbacks._save(picture, tmp_path / "images" / "x.png")
     assert not list((tmp_path / "images").iterdir())
 

@@ -145,6 +145,26 @@ def test_codes_that_there_are_not_are_refused_while_loading(home: Path) -> None:
     larger_codes(changed(home))
     with pytest.raises(UserError, match="train.codes.npy is damaged: image 3 has code 12 of 12"):
         CodeDataset("changed", "train")[3]
+    for name, key in (("codes", "codes"), ("conditions", "conditions")):
+        path = changed(home) / f"train.{name}.npy"
+        negative = np.load(path).astype(np.int32)
+        negative[3] = -1
+        np.save(path, negative)
+        splits = json.loads(Path("changed/manifest.json").read_text())["splits"]
+        splits["train"][key]["dtype"] = "int32"
+        folder = changed(home, splits=splits)
+        np.save(path, negative)
+        with pytest.raises(UserError, match=f"train.{name}.npy is damaged: image 3 has code -1"):
+            CodeDataset(folder, "train")[3]
+        assert CodeDataset(folder, "train")[2]
+
+
+def test_conditions_beyond_the_vocabulary_are_refused_while_loading(home: Path) -> None:
+    conditions = np.load(changed(home) / "train.conditions.npy")
+    conditions[1:] = 60_000  # the first one is looked at before
+    np.save("changed/train.conditions.npy", conditions)
+    with pytest.raises(UserError, match="image .* has the token 60000, and .*vocab_size is 1"):
+        train(home, "data.params.codes=changed", "data.params.num_workers=0")
 
 
 CONDITION = {"key": "class_label", "kind": "class", "class": "taming.modules.util.Labelator",

@@ -89,6 +89,10 @@ class ObjectsCenterPointsConditionalBuilder:
         additional = OCCLUDED | DEPICTION | INSIDE
         flags = GROUP * self.use_group_parameter | additional * self.use_additional_parameters
         needed = self.no_object_classes * (1 + flags) + 1
+        if self.no_tokens < 4:
+            raise UserError(
+                f"no_tokens {self.no_tokens} is too small: a grid of positions has at least 2 x 2"
+            )
         if needed > self.no_tokens:
             raise UserError(
                 f"no_tokens {self.no_tokens} is too small: {self.no_object_classes} classes with "

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
 from taming.data.files.images import BadImage, image_mode_and_size
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
@@ -170,8 +171,9 @@ def make_report(
         samples = samples[0], np.full_like(samples[1], -1)
     elif (samples[1] >= 0).all():
         about["named_right_by_5_neighbours"] = neighbor_accuracy(real, samples)
-    outdir.mkdir(parents=True, exist_ok=True)
-    class_grid(real, samples).save(outdir / "samples.png")
+    picture = class_grid(real, samples)
+    with atomic_path(outdir / "samples.png") as partial:
+        picture.save(partial, format="PNG")
     evaluated = {"samples": sets.samples, "validation_images": sets.validation}
     own = evaluate_by_own_classifier(evaluated, sets.training, real, outdir)
     reference = sets.training.describe()

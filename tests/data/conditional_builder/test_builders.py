@@ -70,6 +70,12 @@ def test_flags_that_are_not_enabled_or_not_known_do_not_count() -> None:
 def test_vocabulary_too_small_for_the_classes() -> None:
     with pytest.raises(UserError, match="no_tokens 160 is too small: 10 classes .* need 161"):
         ObjectsBoundingBoxConditionalBuilder(**OPTIONS | {"no_tokens": 160})
+    few = OPTIONS | {"no_object_classes": 1}
+    few |= {"use_group_parameter": False, "use_additional_parameters": False}
+    with pytest.raises(UserError, match="no_tokens 3 is too small: a grid .* at least 2 x 2"):
+        ObjectsBoundingBoxConditionalBuilder(**few | {"no_tokens": 3})
+    smallest = ObjectsCenterPointsConditionalBuilder(**few | {"no_tokens": 4})
+    assert smallest.coordinates_from_token(3) == (1, 1)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
