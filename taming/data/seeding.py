@@ -53,19 +53,17 @@ def digest(*numbers: int) -> bytes:
 class PositionSampler(Sampler[Position]):
     """Which items this process loads in an epoch, and in which order: a function of (seed, epoch).
 
-    Item k of the order goes to rank k % world_size, so that ranks never overlap and all have
-    equally many.
+    Item k of the order goes to rank k % world_size, so that all have equally many: up to
+    world_size - 1 items from the start of the order come a second time at its end.
 
     Args:
         length: number of items of the dataset.
-        drop_last: leave up to world_size - 1 items at the end out of the epoch; otherwise that many
-            from its start come a second time.
         blocks: lengths of the shards that hold the items one after another. Only a few shards at a
             time are then shuffled together, so that reading stays near a few places; which shards
             these are differs from epoch to epoch.
 
     Raises:
-        UserError: if there is not one item per rank.
+        UserError: if there are no items.
     """
 
     def __init__(
@@ -75,25 +73,22 @@ class PositionSampler(Sampler[Position]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
         blocks: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.blocks = blocks
         self.rank, self.world_size = rank, world_size
-        self.drop_last = drop_last
         self._share = self.share()
         if not self._share:
             raise UserError(
-                f"the dataset has {length} items for {world_size} devices; give it at least one "
-                "item per device"
+                f"the dataset has {length} items for {world_size} devices; give it at least one"
             )
         self.epoch = self._seen = 0
 
     def share(self, seen: int = 0) -> int:
         """Items per rank that are left of an epoch after `seen` items of all ranks."""
         left = max(self.length - seen, 0)
-        return (left if self.drop_last else left + self.world_size - 1) // self.world_size
+        return -(-left // self.world_size)
 
     def __len__(self) -> int:
         """Items per epoch and rank, wherever iteration starts: a resumed epoch counts in full."""

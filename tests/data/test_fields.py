@@ -20,7 +20,7 @@ from taming.data.examples import write_all
 from taming.data.folder import ImageFolderTrain, ImageFolderValidation
 from taming.data.helper_types import AnnotationList
 from taming.data.imagenet_classes import NAMES
-from taming.data.lsun import LSUNTowersTrain, LSUNTrain, LSUNValidation
+from taming.data.lsun import LSUNTowersTrain, LSUNTowersValidation, LSUNTrain, LSUNValidation
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
@@ -253,6 +253,7 @@ EXAMPLES: dict[str, Case] = {
     "LSUNTrain": (lambda: LSUNTrain("bedroom", S), RECORD | CATEGORY),
     "LSUNValidation": (lambda: LSUNValidation("church", S), LISTED | CATEGORY),
     "LSUNTowersTrain": (lambda: LSUNTowersTrain(size=S), RECORD | CATEGORY),
+    "LSUNTowersValidation": (lambda: LSUNTowersValidation(size=S), RECORD | CATEGORY),
     "PairedTrain, segmentation": (
         lambda: paired(PairedTrain, "segmentation", "segmentation", n_labels=7),
         LISTED | CONDITION | {"segmentation": one_hot(7)},

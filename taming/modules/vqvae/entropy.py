@@ -60,17 +60,6 @@ def weighted(both: Entropies, options: EntropyOptions) -> Tensor:
     return options.get("entropy_weight", 0.0) * loss
 
 
-def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """Mean entropy of each latent's codes less the entropy of all latents' together, in nats.
-
-    Latents [N, D] take codes [K, D] with p = softmax(-|z - c|^2 / temperature):
-    E[H(p)] - H(E[p]), as in MaskGIT's tokenizer (arXiv 2310.05737, equation 5). It lies between
-    -log K, each code for as many latents, and 0. In training, E[p] is that of all processes.
-    """
-    of_each, of_all = entropies(latents, codes, temperature)
-    return of_each - of_all
-
-
 def entropies(
     latents: Tensor,
     codes: Tensor,
@@ -81,7 +70,10 @@ def entropies(
 ) -> Entropies:
     """E[H(p)] and H(E[p]) of latents [N, D], p = softmax(scores / temperature) over codes [K, D].
 
-    In training, E[p] is that of all processes.
+    That is the mean entropy of each latent's codes, and the entropy of all latents' together, in
+    nats. With negative distances the first less the second is the loss of MaskGIT's tokenizer
+    (arXiv 2310.05737, equation 5), between -log K, each code for as many latents, and 0. In
+    training, E[p] is that of all processes.
     """
     rows = max(1, codebook.MAX_DISTANCES // len(codes))
     parts = torch.split(codebook.precise(latents), rows)

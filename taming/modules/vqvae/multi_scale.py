@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, CountOrZero, FilePath, Finite, Fraction, Weight
 from taming.devices import without_autocast
-from taming.distributed import sum_over_ranks, world_size
+from taming.distributed import sum_over_ranks
 from taming.errors import UserError
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
@@ -275,15 +275,6 @@ class MultiScaleQuantizer(Codebook):
         decay = torch.where(count < EARLY, EARLY_DECAY, LATE_DECAY).masked_fill(count == 0, 0.0)
         self.ema_vocab_hit_SV.mul_(decay).add_(hits * (1 - decay))
         self.hit_updates.add_(len(hits))
-
-    def recent_use(self, positions: int) -> Tensor:
-        """The share of codes that each scale has taken often enough of late, [K].
-
-        Enough is 8 % of what every code had if each of the latents' B * h * w = `positions` of a
-        batch and process took one, all equally. Coarse scales have fewer positions than that.
-        """
-        margin = world_size() * positions / self.n_e * 0.08
-        return (self.ema_vocab_hit_SV >= margin).float().mean(dim=1)
 
     # ------------------------------------------------------------------ codes -> latents
 
