@@ -254,7 +254,7 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
 def first_alone(lock: Path) -> Iterator[bool]:
     """A block that the first of the processes that name the same file runs alone.
 
-    Those that come while it does so wait for its end, and then run theirs together. Says whether
+    Those that come while it does so wait for its end, and then run it together. Says whether
     this is the first, which everyone is where files cannot be locked or made.
     """
     with _opened(lock) as file:

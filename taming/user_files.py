@@ -114,3 +114,13 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     By default that is UTF-8, also with the mark at its beginning that Windows' programs write.
     """
     return regular(Path(path)).read_text(encoding)
+
+
+def file_version(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """A file's size in bytes and the time of its last change in ns: another one tells that its
+    content has changed, without reading it.
+
+    Raises OSError where there is nothing.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

@@ -49,20 +49,20 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
         super().__init__(**kwargs)
         self._contents = None  # half a gigabyte that the table now holds
 
-    def check(self, index: int) -> None:
-        super().check(index)
+    def check(self, index: int) -> tuple[int, int]:
+        taken = super().check(index)
         path, declared = self.paths[index], self._declared_size(self.get_image_id(index))
+        if declared == taken[::-1]:
+            return taken
         with self.naming(path):
-            taken, other = (
-                image_mode_and_size(path, upright)[1]
-                for upright in (self.reading.upright, not self.reading.upright)
-            )
-            if taken != other and declared == other[::-1]:
+            _, other = image_mode_and_size(path, not self.reading.upright)
+            if declared == other[::-1]:
                 way = "ignore" if self.reading.upright else "apply"
                 raise BadImage(
                     f"has an EXIF orientation, and its annotations are of {declared[0]} x "
                     f"{declared[1]} pixels: set exif: {way}"
                 )
+        return taken
 
     def get_path_structure(self) -> dict[str, str]:
         if self.split == "test":

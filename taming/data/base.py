@@ -146,21 +146,25 @@ class ImageFiles(Dataset[Item]):
                 if has_deep_values(path):
                     self.read(path)
 
-    def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
+    def check_some(self, check: Callable[[int], object], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         checked = min(len(self), at_most)
         numbers = [number * len(self) // checked for number in range(checked)]
         raises = self.options.on_error == "raise"
         check_items(check, numbers, label=label, source=self.source, raises=raises)
 
-    def check(self, index: int) -> None:
-        """Check item `index` without decoding its files; raises `BadFile`."""
+    def check(self, index: int) -> tuple[int, int]:
+        """Check item `index` without decoding its files; raises `BadFile`.
+
+        Returns the (height, width) of its image, whose header is read for it.
+        """
         path = self.paths[index]
         with self.naming(path):
             size = self.header_size(path)
             self._check_size(*size)
         if len(self.item_sizes) < 2:
             self.item_sizes.setdefault(self.transform.output_size(*size), path)
+        return size
 
     def _check_size(self, height: int, width: int) -> None:
         if not self.transform.fits(height, width):

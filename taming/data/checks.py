@@ -44,7 +44,7 @@ class BadFile(Exception):
 
 
 def check_items(
-    check: Callable[[int], None], numbers: list[int], *, label: str, source: str, raises: bool
+    check: Callable[[int], object], numbers: list[int], *, label: str, source: str, raises: bool
 ) -> None:
     """Run `check` on items, in threads.
 

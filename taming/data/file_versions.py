@@ -10,6 +10,7 @@ from itertools import chain
 from taming.data.files.tar_members import SEPARATOR, is_member
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.loading import image_files_in
+from taming.user_files import file_version
 
 DESCRIPTIONS = (".json", ".csv", ".tsv", ".txt", ".npy")
 
@@ -63,7 +64,6 @@ def _described_in(folder: str) -> Iterator[str]:
 
 def _version(path: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(path)
+        return file_version(path)
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns

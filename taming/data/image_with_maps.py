@@ -74,13 +74,13 @@ class ImagesWithMaps(ImageFiles):
         if self.reads_files() and any(maps.kind.checked_by_decoding for maps in self.maps.values()):
             self.check_some(self._check_decoded, "decoding maps of", MAPS_DECODED)
 
-    def check(self, index: int) -> None:
-        super().check(index)
-        size = self.header_size(self.paths[index])
+    def check(self, index: int) -> tuple[int, int]:
+        size = super().check(index)
         for maps in self.maps.values():
             with self.naming(maps.paths[index]):
                 other = maps.kind.header_size(maps.paths[index], self.reading)
                 self._check_same(self.paths[index], size, other or size)
+        return size
 
     def _check_same(self, path: str, image: tuple[int, ...], other: tuple[int, ...]) -> None:
         if image != other:

@@ -40,7 +40,7 @@ KEY = "position"  # in checkpoints
 def accumulated_batches(trainer: pl.Trainer) -> int:
     """How many batches the gradient of a step is added up over."""
     model = trainer.lightning_module
-    if isinstance(model, AutoencoderTraining):
+    if isinstance(model, AutoencoderTraining):  # which steps its optimizers itself
         return model.accumulate_grad_batches
     return trainer.accumulate_grad_batches
 

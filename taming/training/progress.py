@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback, ModelSummary, TQDMProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.limits import peak_memory, readable_size, readable_time
-from taming.models.autoencoder_training import AutoencoderTraining
+from taming.training.position import accumulated_batches
 from taming.words import counted
 
 BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
@@ -29,16 +29,8 @@ def steps_of_run(trainer: pl.Trainer) -> int | None:
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     if epochs is not None and epochs >= 0 and math.isfinite(batches):
-        limits.append(epochs * math.ceil(batches / _accumulated(trainer)))
+        limits.append(epochs * math.ceil(batches / accumulated_batches(trainer)))
     return min(limits, default=None)
-
-
-def _accumulated(trainer: pl.Trainer) -> int:
-    """Batches per step."""
-    model = trainer.lightning_module
-    if isinstance(model, AutoencoderTraining):  # which steps its optimizers itself
-        return model.accumulate_grad_batches
-    return trainer.accumulate_grad_batches
 
 
 class RunProgress(TQDMProgressBar):
@@ -141,7 +133,7 @@ class Pace(Callback):
     def _say(self, trainer: pl.Trainer, device: torch.device) -> None:
         # The first batch warms up, and pictures are logged after many of the others.
         fastest = sorted(self._durations[1:] or self._durations)[: len(self._durations) // 2 or 1]
-        seconds, end = median(fastest) * _accumulated(trainer), steps_of_run(trainer)
+        seconds, end = median(fastest) * accumulated_batches(trainer), steps_of_run(trainer)
         text = f"a step takes about {readable_time(seconds)}"
         left = 0 if end is None else end - trainer.global_step
         if left > 0:

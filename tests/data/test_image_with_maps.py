@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from taming.data import annotated_objects_coco, base, condition_maps
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels
+from taming.data.files.images import image_mode_and_size
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions
 from taming.errors import UserError
 from tests.kit.images import ramps, write_images
+from tests.kit.scenes import OPTIONS, write_coco
 
 
 def write_labels(folder: Path, images: list[str], height: int = 24, width: int = 32) -> list[str]:
@@ -41,6 +46,26 @@ def test_map_is_cut_and_mirrored_with_its_image(tmp_path: Path) -> None:
         np.testing.assert_array_equal(item["same"][..., 0], item["image"][..., 0])
         seen.add(item["image"].tobytes())
     assert len(seen) > 6
+
+
+def test_the_header_of_a_file_is_read_once_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str, upright: bool = True) -> Any:
+        read.append(path)
+        return image_mode_and_size(path, upright)
+
+    for module in (base, condition_maps, annotated_objects_coco):
+        monkeypatch.setattr(module, "image_mode_and_size", counted)
+    images = write_images(tmp_path / "images", 2, 24, 64)
+    maps = write_images(tmp_path / "maps", 2, 24, 64)
+    ImagesWithMaps(images, {"same": MapFiles(maps, ImageMap())}, ImageOptions(16))
+    assert sorted(read) == sorted([*images, *maps])
+    read.clear()
+    scenes = AnnotatedObjectsCoco(data_path=write_coco(tmp_path / "coco"), **OPTIONS)
+    assert sorted(read) == sorted(scenes.paths) and read
 
 
 def test_labels_take_the_nearest_value_and_depth_is_smooth(tmp_path: Path) -> None:

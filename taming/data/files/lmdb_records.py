@@ -23,7 +23,7 @@ from taming.atomic_files import atomic_path, user_cache
 from taming.data.columns import StringTable
 from taming.data.files.lmdb_pages import check_tree
 from taming.errors import UserError, reason_of
-from taming.user_files import regular
+from taming.user_files import file_version, regular
 
 if TYPE_CHECKING:
     import lmdb
@@ -69,7 +69,7 @@ def record_paths(folder: str | Path, dataset: str) -> StringTable:
     file = os.path.join(folder, FILE)
     try:
         with _damage_named(file):
-            version = _version(file)
+            version = "{} {}".format(*file_version(file))
             _environment(file)  # also where its keys are known: refused now, not in a worker
     except OSError as error:
         raise _unreadable(dataset, file, error) from None
@@ -98,11 +98,6 @@ def _unreadable(dataset: str, file: str, error: OSError) -> UserError:
         f"{dataset}: the LMDB database {file} cannot be read ({reason_of(error)}); unpack its "
         "archive anew"
     )
-
-
-def _version(file: str) -> str:
-    status = os.stat(file)
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _key_files(folder: Path) -> tuple[Path, Path]:

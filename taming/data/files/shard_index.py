@@ -23,7 +23,7 @@ from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
 from taming.shipped import script
-from taming.user_files import DAMAGED_ARCHIVE, regular, with_home
+from taming.user_files import DAMAGED_ARCHIVE, file_version, regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
@@ -96,7 +96,9 @@ def _add(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name
 
 def read_index(tar: str) -> Iterator[Sample]:
     """As `scan`, from the file `<tar>.index`, which is written if it is absent or out of date."""
-    version, index = _version(tar), Path(f"{tar}.index")
+    # The size alone does not tell: the end of a tar is filled up, by 10 KiB, and a sample may be
+    # added within that.
+    version, index = "{} {}".format(*file_version(tar)), Path(f"{tar}.index")
     if index.is_file():
         with open(index, encoding="utf-8") as lines, _damage_named(index):
             if lines.readline().strip() == version:
@@ -107,13 +109,6 @@ def read_index(tar: str) -> Iterator[Sample]:
         rows = (json.dumps([one.key, one.files, one.metadata]) for one in samples)
         write_lines(index, [version, *rows])
     yield from samples
-
-
-def _version(tar: str) -> str:
-    """The first line of an index: what it is of. Its size alone does not tell, as the end of a tar
-    is filled up, by 10 KiB, and a sample may be added within that."""
-    status = os.stat(tar)
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _sample(line: str) -> Sample:

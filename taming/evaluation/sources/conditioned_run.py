@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.data.checks import damage_found_later
 from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.dataset import ItemSource
+from taming.evaluation.sources.dataset import ItemSource, KeptItems
 from taming.evaluation.sources.images import (
     SIZES_LOOKED_AT,
     ImageSource,
@@ -58,7 +58,7 @@ def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) ->
     return condition_of(stage_class)[0] not in MADE_WITHOUT_DATA
 
 
-class ConditionedRunSource(RunSource):
+class ConditionedRunSource(KeptItems, RunSource):
     """One sample for each of the first `num_samples` items of the run's data, at their sizes.
 
     They equal those of scripts/make_samples.py with the same settings.
@@ -83,7 +83,7 @@ class ConditionedRunSource(RunSource):
         data = data_config(self.run, self.plan.base, self.plan.overrides)
         with damage_found_later():
             self.dataset = open_dataset(data, split)
-        self.kept: Sequence[int] = range(len(self.dataset))  # items that are not left out
+        self.kept = range(len(self.dataset))
 
     @property
     def labels(self) -> list[int | None]:
@@ -100,9 +100,6 @@ class ConditionedRunSource(RunSource):
             with suppress(DamagedImage):
                 shapes.append(inputs_of_item(self.model, self.dataset, number).shape)
         return common_size((rows * factor, columns * factor) for rows, columns in shapes)
-
-    def leave_out(self, indices: Container[int]) -> None:
-        self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"conditions_of": self.split}

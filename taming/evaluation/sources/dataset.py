@@ -23,7 +23,13 @@ from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset, as_entries
 from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
+from taming.evaluation.sources.images import (
+    ImageSource,
+    Loaded,
+    LoadedSource,
+    SourceImage,
+    loaded,
+)
 from taming.evaluation.sources.resize import AS_IN_TRAINING, AS_IT_IS, Size
 from taming.pictures import to_uint8_array
 
@@ -32,7 +38,16 @@ Hashed = tuple[int, bytes, dict[str, Any] | str]  # index, SHA-256, entries or w
 Items = SeededDataset | Subset[Any]
 
 
-class DatasetSource(LoadedSource):
+class KeptItems:
+    """A set of the items of a dataset, by the numbers of those that are not left out."""
+
+    kept: Sequence[int]
+
+    def leave_out(self, indices: Container[int]) -> None:
+        self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
+
+
+class DatasetSource(KeptItems, LoadedSource):
     """The images of a dataset that a config names, as training and validation see them.
 
     Args:
@@ -73,7 +88,7 @@ class DatasetSource(LoadedSource):
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
         self.dataset = SeededDataset(cast(Dataset[Any], dataset))
-        self.kept: Sequence[int] = range(len(dataset))  # the items that are not left out
+        self.kept = range(len(dataset))
         if not self.kept:
             raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
 
@@ -83,9 +98,6 @@ class DatasetSource(LoadedSource):
 
     def __len__(self) -> int:
         return len(self.kept)
-
-    def leave_out(self, indices: Container[int]) -> None:
-        self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
 
     def describe(self) -> dict[str, Any]:
         config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}

@@ -20,7 +20,7 @@ from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
 from taming.evaluation.sources.images import Loaded, LoadedSource, common_size, key_of
 from taming.evaluation.sources.resize import Size
-from taming.user_files import regular
+from taming.user_files import file_version, regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 HASHING_THREADS, HEADERS_READ = 8, 1000
@@ -131,12 +131,11 @@ def folder_labels(root: Path, files: Sequence[ImageFile]) -> list[int] | None:
 def file_digest(path: str) -> bytes:
     """SHA-256 of a file's bytes, read once for each version of it."""
     try:
-        status = os.stat(path)
-        return _version_digest(path, status.st_mtime_ns, status.st_size)
+        return _version_digest(path, file_version(path))
     except OSError:  # it counts as damaged when it is loaded
         return hashlib.sha256(f"unreadable: {path}".encode(errors="surrogateescape")).digest()
 
 
 @cache
-def _version_digest(path: str, changed: int, size: int) -> bytes:
+def _version_digest(path: str, version: tuple[int, int]) -> bytes:
     return bytes.fromhex(file_hash(regular(path)))

@@ -25,7 +25,7 @@ from taming.published_models import how_to_fetch, published_models
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.rejection import Classifier
 from taming.shipped import find_config
-from taming.user_files import read_text
+from taming.user_files import file_version, read_text
 
 # Where the spread of a metric is in results, and what it is over.
 SPREADS = {
@@ -160,7 +160,7 @@ class Reproduction:
         checkpoint = None
         if not self.preset.of_data_alone and self.model_path is not None:
             file = find_run(self.model_path).checkpoint
-            checkpoint = [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+            checkpoint = [str(file.resolve()), *file_version(file)]
         return key_of(
             command=self.command(),
             sources=self.preset.describe(),
