@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from taming.atomic_files import machine_lock, one_at_a_time
 from taming.errors import UserError, interruptible
 
 TIMEOUT = 60  # seconds without a byte, after which a connection counts as lost
@@ -40,7 +41,8 @@ def fetch(
 ) -> Path:
     """Download `url` to `path`, with a progress bar; returns the path.
 
-    Received bytes are kept as `<path>.part`, and continued by the next try or the next call.
+    Received bytes are kept as `<path>.part`, and continued by the next try or the next call. Of
+    processes that want a file at once, one fetches it.
 
     Args:
         size: the expected size in bytes. It is checked, as is the size that the server announces.
@@ -49,6 +51,14 @@ def fetch(
         UserError: if the file cannot be fetched, or has another size.
     """
     path, patience = Path(path), patience or Patience()
+    had = path.is_file()
+    with one_at_a_time(machine_lock(str(path.absolute()))):
+        if path.is_file() and not had:  # by another process, meanwhile
+            return path
+        return _fetch(url, path, size, chunk_size, patience)
+
+
+def _fetch(url: str, path: Path, size: int | None, chunk_size: int, patience: Patience) -> Path:
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,10 +6,12 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
+from taming.atomic_files import machine_lock, one_at_a_time
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
 from tests.web import Site, serve
@@ -32,6 +34,16 @@ def test_a_whole_file_is_placed(site: Site, tmp_path: Path) -> None:
     path = fetch(f"{site.url}/a", tmp_path / "deep" / "a", size=len(DATA), patience=QUICK)
     assert path.read_bytes() == DATA and names(path.parent) == ["a"]
     assert file_hash(path) == hashlib.sha256(DATA).hexdigest()
+
+
+def test_processes_that_want_a_file_at_once_fetch_it_once(site: Site, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(machine_lock(str(target))):
+            waiting = pool.submit(fetch, f"{site.url}/nothing", target)
+            assert not wait([waiting], timeout=0.1).done
+            target.write_bytes(b"whole")
+        assert waiting.result() == target and target.read_bytes() == b"whole"
 
 
 def test_dropped_connections_are_continued(site: Site, tmp_path: Path) -> None:
