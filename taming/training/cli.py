@@ -161,13 +161,63 @@ def _data_config(config: DictConfig) -> Any:
     return with_codes(config).data
 
 
-def _built_data(
-    config: DictConfig, options: Mapping[str, Any], train: bool
-) -> pl.LightningDataModule:
+def _trainer_options(
+    lightning_config: DictConfig, flags: Mapping[str, Any], run: RunFolder
+) -> dict[str, Any]:
+    """The Trainer's arguments: those of the configs, and of the flags, which the run keeps."""
+    options = {**plain(lightning_config.get("trainer") or {}), **flags}
+    lightning_config.trainer = options
+    options = checked_options(resolve_devices(options))
+    check_lightning(lightning_config, run)
+    return options
+
+
+def _check_configs(
+    config: DictConfig, options: Mapping[str, Any], run: RunFolder, train: bool
+) -> None:
+    """What configs say by themselves, before anything is built."""
+    check_config(_data_config(config), "data", "data module")
+    check_config(_model_config(config, run), "model", "module")
+    _check_trainable(config, train)
+    check_end(config, options)
+    check_strategy(options, config.model.get("target"), run.resume_from)
+
+
+def _build(
+    config: DictConfig, options: Mapping[str, Any], run: RunFolder, train: bool
+) -> tuple[pl.LightningDataModule, pl.LightningModule]:
+    """The data, and a model that fits them: before a run that could not be trained has a folder."""
     data = build_data(_data_config(config))
     if train:  # only now it is known how long an epoch is
         warn_of_start(config, options, data)
-    return data
+    model = instantiate_from_config(_model_config(config, run), "model", "module")
+    check_model_hooks("model", model)
+    if run.resume_from and train:
+        _check_going_on(config, model, run)
+    check_codes(data, model, run.resume_from)
+    begins = train and not run.resume_from
+    if begins:  # a resumed model has no weights yet to compare
+        prepare_teacher(model)
+    check_first_items(data, model)
+    if begins:
+        prepare_loss(model)
+        try_schedule(model)
+    return data, model
+
+
+def _check_trainer(
+    trainer: pl.Trainer,
+    options: Mapping[str, Any],
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    *,
+    tests: bool,
+) -> None:
+    """What depends on the callbacks, and on how many devices share the data."""
+    check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
+    if isinstance(data, DataModuleFromConfig):
+        data.check_lengths(trainer.world_size, ("test",) if tests else ())
+        check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
 
 
 @command
@@ -183,43 +233,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         _keep_flags(args, lightning_config, run)
         check_sizes(seed=args.seed, least=0, most=2**32 - 1)
         pl.seed_everything(args.seed, workers=True)
-        options = {**plain(lightning_config.get("trainer") or {}), **flags}
-        lightning_config.trainer = options
-        options = resolve_devices(options)
-        options = checked_options(options)
-        check_lightning(lightning_config, run)
-        check_config(_data_config(config), "data", "data module")
-        check_config(_model_config(config, run), "model", "module")
-        _check_trainable(config, args.train)
-        check_end(config, options)
-        check_strategy(options, config.model.get("target"), run.resume_from)
-        data = _built_data(config, options, args.train)
-        model = instantiate_from_config(_model_config(config, run), "model", "module")
-        check_model_hooks("model", model)
-        if run.resume_from and args.train:
-            _check_going_on(config, model, run)
-        check_codes(data, model, run.resume_from)
-        if args.train and not run.resume_from:  # a resumed model has no weights yet to compare
-            prepare_teacher(model)
-        check_first_items(data, model)
-        if args.train and not run.resume_from:
-            prepare_loss(model)
-            try_schedule(model)
+        options = _trainer_options(lightning_config, flags, run)
+        _check_configs(config, options, run, args.train)
+        data, model = _build(config, options, run, args.train)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
+            validates = "validation" in splits_of(data) and options.get("limit_val_batches") != 0
             trainer = make_trainer(
-                options,
-                lightning_config,
-                config,
-                run,
-                model,
-                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
+                options, lightning_config, config, run, model, validates=validates
             )
-            check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
-            if isinstance(data, DataModuleFromConfig):
-                data.check_lengths(trainer.world_size, () if args.no_test else ("test",))
-                check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
+            _check_trainer(trainer, options, model, data, tests=not args.no_test)
             batch_size = batch_size_of(data) if args.scale_lr else 1
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
