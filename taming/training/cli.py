@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             _check_trainer(trainer, options, model, data, tests=not args.no_test)
             batch_size = batch_size_of(data) if args.scale_lr else 1
-            model.learning_rate = learning_rate(
+            model.learning_rate = learning_rate(  # type: ignore[assignment]  # of any module
                 config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
             )
             run = _to_be_moved(run) if args.debug else run
