@@ -28,7 +28,7 @@ from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence, interruptible
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
-from taming.user_files import regular, with_home
+from taming.user_files import file_version, regular, with_home
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -249,8 +249,8 @@ SOURCE = "Image"  # the text of a map that says of which image it is
 
 def _text_of(path: str) -> PngInfo:
     """The size of an image's file, its time of change, and the SHA-256 of its content."""
-    status, text = os.stat(path), PngInfo()
-    text.add_text(SOURCE, f"{status.st_size} {status.st_mtime_ns} {_hash(path)}")
+    text = PngInfo()
+    text.add_text(SOURCE, " ".join(map(str, (*file_version(path), _hash(path)))))
     return text
 
 
@@ -264,9 +264,9 @@ def _is_of_another(target: Path, path: str) -> bool:
     try:
         with Image.open(target) as picture:
             said = str(picture.info.get(SOURCE, "")).split()
-        status = os.stat(path)
+        size, changed = map(str, file_version(path))
     except OSError:  # whatever is there is not replaced
         return False
-    if len(said) != 3 or said[:2] == [str(status.st_size), str(status.st_mtime_ns)]:
+    if len(said) != 3 or said[:2] == [size, changed]:
         return False
-    return said[0] != str(status.st_size) or said[2] != _hash(path)
+    return said[0] != size or said[2] != _hash(path)
