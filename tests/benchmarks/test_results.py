@@ -10,7 +10,7 @@ import pytest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # Of models that are trained and scored, not of speed; and where no model of ours computes.
-SCORES = ("any_order-", "demo-", "quantizers-")
+SCORES = ("any_order-", "demo-", "quantizers-", "multi_scale-", "installation", "gallery")
 NO_PRODUCTS = ("data-", "starting-", "evaluation-memory-", "evaluators-")
 MEASURED = [path for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith(SCORES)]
 

@@ -234,6 +234,7 @@ def _serve_cases(folder: Path, requests: int, answers: int) -> None:
         place.mkdir()
         os.chdir(place)
         os.environ["HOME"] = str(place)
+        os.environ.pop("XDG_CACHE_HOME", None)  # what is written is below HOME
         answer = judge(getattr(targets, request["target"]), request["case"], place, watch)
         os.chdir(folder)
         shutil.rmtree(place, ignore_errors=True)

@@ -102,8 +102,8 @@ def test_a_place_that_is_no_folder_is_named_before_work_begins(
 
 def test_metrics_that_find_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    run = tiny_run(tmp_path / "run")
-    with no_room(300):  # enough for a picture of 8 x 8 pixels
+    run = tiny_run(tmp_path / ("run" * 60))  # which metrics.json names, and pictures do not
+    with no_room(450 + len(str(tmp_path))):  # enough for a picture of 8 x 8 pixels
         fails(reconstruct.main, ["-r", str(run), str(tmp_path), "-n", "1", "--device", "cpu"])
     assert "metrics.json (File too large)" in capsys.readouterr().err
     (picture,) = run.rglob("*.png")
