@@ -75,14 +75,15 @@ def keep_mask(
             or an image file, white where pixels are kept and black elsewhere.
         size: (H, W) in pixels, multiples of `factor`.
         read_files: whether an image file may be named; others than the user may not.
-        original: (H, W) of the image before it was reduced to cover `size`, and the rest cut off:
-            boxes and files are in its pixels; files may also be in those of `size`.
+        original: (H, W) of the image before it was reduced to cover `size`, and the rest cut off;
+            one that is less than a token larger was only cut. Boxes and files are in its pixels;
+            files may also be in those of `size`.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
     pixels = _marked(keep, size, factor, original, _KEPT, read_files=read_files)
-    tokens = _whole_tokens(_reduced(pixels, size), factor)
+    tokens = _whole_tokens(_as_picture(pixels, size, factor), factor)
     if not tokens.any():
         patch = f"'{keep}' keeps no whole patch of {factor} x {factor} pixels"
         reduced = _once_reduced(original, size)
@@ -105,7 +106,8 @@ def changed_mask(
     Raises:
         UserError: as `keep_mask` does, and if nothing would change.
     """
-    kept = _reduced(~_marked(changed, size, factor, original, _CHANGED), size)
+    unmarked = ~_marked(changed, size, factor, original, _CHANGED)
+    kept = _as_picture(unmarked, size, factor)
     tokens = ~_whole_tokens(kept, factor)
     if not tokens.any():
         raise UserError(f"'{changed}' marks no pixel of the image, so that nothing would change")
@@ -165,14 +167,15 @@ def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def _reduced(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """bool (H, W) reduced until it just covers `size`, and the rest cut off."""
-    if tuple(pixels.shape) == tuple(size):
-        return pixels
-    scale = max(new / old for new, old in zip(size, pixels.shape, strict=True))
-    covering = [max(new, round(scale * old)) for new, old in zip(size, pixels.shape, strict=True)]
-    reduced = F.interpolate(pixels[None, None].float(), covering, mode="area")[0, 0]
-    return reduced[: size[0], : size[1]] == 1  # pixels that are kept as a whole
+def _as_picture(pixels: Tensor, size: Sizes, factor: int) -> Tensor:
+    """bool (H, W) of the image before, as the picture of `size` shows it: see `keep_mask`."""
+    sides = list(zip(size, pixels.shape, strict=True))
+    if not all(0 <= old - new < factor for new, old in sides):
+        scale = max(new / old for new, old in sides)
+        covering = [max(new, round(scale * old)) for new, old in sides]
+        shares = F.interpolate(pixels[None, None].float(), covering, mode="area")[0, 0]
+        pixels = shares == 1  # those that are marked as a whole
+    return pixels[: size[0], : size[1]]
 
 
 def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:

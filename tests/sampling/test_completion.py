@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.sampling.completion import keep_mask, known_indices
+from taming.sampling.completion import changed_mask, keep_mask, known_indices
 from tests.kit.models import tiny_model
 
 
@@ -39,6 +39,19 @@ def test_boxes_are_in_pixels_of_the_image_before_it_was_reduced() -> None:
     assert torch.equal(kept("0,0,8,16"), expected)
     assert torch.equal(kept("0,0,11,16"), expected)  # only pixels that are kept as a whole
     assert torch.equal(kept("8,0,24,16"), ~expected)
+
+
+def test_boxes_of_an_image_that_was_only_cut_are_not_scaled() -> None:
+    def columns(keep: str) -> list[bool]:
+        return keep_mask(keep, (256, 256), 16, original=(271, 271))[0].tolist()
+
+    assert columns("0,0,128,271") == [True] * 8 + [False] * 8
+    assert columns("16,0,271,271") == [False] + [True] * 15
+    tokens, pixels = changed_mask("128,0,271,271", (256, 256), 16, (271, 271))
+    assert pixels[0].tolist() == [False] * 128 + [True] * 128
+    assert tokens[0].tolist() == [False] * 8 + [True] * 8
+    reduced = keep_mask("0,0,136,272", (256, 256), 16, original=(272, 272))
+    assert reduced[0].tolist() == [True] * 8 + [False] * 8
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
