@@ -141,9 +141,11 @@ class Job:
             return open_sets(self.names, args, overrides, self.device)
         if len(self.names) < 2:
             raise UserError("--reconstruct takes the images of a REFERENCE's config; give one")
-        stage, config = LoadedFirstStage.load(self.names[0]), self.names[1]
+        base, config = from_flags(RunSetArguments, args).base, self.names[1]
+        stage = LoadedFirstStage.load(self.names[0], base, overrides)
         args.samples_split = self.own.reconstruct
-        images, reference = open_sets([config, config], args, overrides, self.device)
+        sets = [config, config]
+        images, reference = open_sets(sets, args, overrides, self.device, runs=[stage.run])
         if not isinstance(images, LoadedSource):
             raise UserError(f"--reconstruct takes the images of a config, and {config} is none")
         dtype = choose_dtype(self.common.precision, self.device)

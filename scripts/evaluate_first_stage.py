@@ -99,9 +99,13 @@ class Arguments:
         if self.rfid_resamples < 0 or self.rfid_resamples == 1:
             raise UserError(f"--rfid_resamples is 0, or at least 2, not {self.rfid_resamples}")
 
+    def describe(self) -> dict[str, Any]:
+        """What decides which numbers there are, beside the evaluator's own, as JSON values."""
+        return {"reference_resize": list(self.reference_resize), "speed_rounds": self.speed_rounds}
+
 
 Evaluators = list[tuple[FirstStageEvaluator, PreparedSource]]
-"""One per resize; the first counts everything, the others the rFID."""
+"""One per resize; the first counts everything, the others the rFID, if there is one."""
 
 
 def make_evaluators(
@@ -116,6 +120,8 @@ def make_evaluators(
         )
         if first is None:
             first = evaluator = make_evaluator(own, stages[0].model.reads_labels)
+        elif first.extractor is None:
+            break  # nothing would be counted
         else:
             evaluator = replace(first, metrics=(), rfid_resamples=0, _originals={})
         evaluators.append((evaluator, images))
@@ -182,12 +188,13 @@ def write(
     seconds: float,
     line: list[str],
     *,
+    settings: Mapping[str, Any],
     preset: str | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
-    protocol = evaluator.describe()
+    protocol = evaluator.describe() | settings
     metrics = {r.name: r.metrics for r in results}
     result = make_result(
         metrics, protocol, sets, seconds=seconds, device=evaluator.device, command=line
@@ -268,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results,
         time.monotonic() - start,
         command_line(argv, SCRIPT),
+        settings=own.describe(),
         preset=own.preset,
         given=job.given,
     )

@@ -244,18 +244,23 @@ def add_set_flags(parser: argparse.ArgumentParser, roles: Sequence[str] = ROLES)
 
 
 def open_sets(
-    names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str], device: torch.device
+    names: Sequence[str],
+    args: argparse.Namespace,
+    overrides: Sequence[str],
+    device: torch.device,
+    runs: Sequence[Run] = (),
 ) -> list[ImageSet]:
     """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
 
-    A config beside a run need not say what the run knows, such as its lists of images.
+    A config beside a run need not say what the run knows, such as its lists of images; `runs` are
+    those that give no set themselves.
 
     Raises UserError for names of no set, flags out of range, and statistics of images that were
     resized otherwise than the flags say.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
-    runs = [find_run(name) for name in names if _is_run(name)]
+    runs = [*runs, *(find_run(name) for name in names if _is_run(name))]
     if not runs and (base := from_flags(RunSetArguments, args).base):
         raise UserError(f"--base {base[0]} is merged over a run's configs, and none is given")
     if overrides and not runs and not any(Path(name).suffix in YAMLS for name in names):

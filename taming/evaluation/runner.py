@@ -189,7 +189,8 @@ class Runner:
         if source.damaged and own_share()[0] == 0:
             self.cache.save(key_of(damaged=key), source.damage_state())
         sentences = source.leave_out_damaged()
-        self.left_out += sentences
+        # A file can be in several sets of a command, or in one set by several filters.
+        self.left_out = list(dict.fromkeys([*self.left_out, *sentences]))
         if sentences and not len(source):
             raise UserError(f"none of the images can be used; {sentences[0]}")
         return damaged

@@ -13,12 +13,13 @@ from PIL import Image
 from torchvision.models import squeezenet1_1
 
 from scripts.compute_statistics import main as compute_statistics
-from scripts.evaluate_fid import main
+from scripts.evaluate_fid import Job, main
 from scripts.evaluate_first_stage import main as first_stage
+from taming.errors import UserError
 from taming.evaluation.results import read_result
 from taming.evaluation.tasks.fidelity import flattened
 from taming.pictures import HEAD
-from tests.kit.images import image_classes, image_folder
+from tests.kit.images import image_classes, image_folder, truncate
 from tests.kit.models import FIRST_STAGE
 from tests.kit.processes import exit_codes_of_two
 from tests.kit.runs import tiny_run
@@ -240,6 +241,42 @@ def test_splits_and_reconstructions(tmp_path: Path, capsys: Any) -> None:
     (numbers,) = read_result(path)["metrics"].values()
     assert itself["metrics"]["fid"] == pytest.approx(numbers["rfid"], rel=1e-6)
     assert "takes the images of a REFERENCE's config" in fails(capsys, stage, "--reconstruct", "x")
+
+
+@pytest.mark.parametrize("kind", ["folder", "config"])
+def test_reconstructions_without_a_damaged_image(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flags for the model hold, and the config takes its list of images from the run."""
+    folder, whole = (image_folder(tmp_path / name, 8) for name in ("damaged", "whole"))
+    lists = {"size": 8, "test_images_list_file": str(tmp_path / "list.txt")}
+    files = sorted(map(str, folder.iterdir()))
+    (tmp_path / "list.txt").write_text("\n".join(files))
+    truncate(files[2])
+    (whole / Path(files[2]).name).unlink()
+    dataset = {"target": "taming.data.custom.CustomTest", "params": lists}
+    stage = str(tiny_run(tmp_path / "stage", FIRST_STAGE, validation=dataset))
+    open_list = {**dataset, "params": {"size": 8, "test_images_list_file": "???"}}
+    named = {"data": {"params": {"validation": open_list}}}
+    (tmp_path / "model.yaml").write_text('{"model": {"params": {"embed_dim": 6}}}')
+    (tmp_path / "data.yaml").write_text(json.dumps(named))
+    config = str(tmp_path / "data.yaml") if kind == "config" else str(folder)
+    other = {"n_embed": "model.params.n_embed=7", "embed_dim": f"--base={tmp_path}/model.yaml"}
+    for what, flag in other.items():
+        with pytest.raises(UserError, match=f"does not fit the config: {what} is "):
+            Job([stage, config, "--reconstruct", "validation", *TINY, flag])
+    with pytest.raises(SystemExit) as stop:
+        evaluate(tmp_path / "out", stage, config, "--reconstruct", "validation")
+    assert stop.value.code == 1
+    errors = capsys.readouterr().err
+    assert errors.count("left out: ") == 1 and files[2] in errors
+    assert "error: 1 image could not be used" in errors.splitlines()[-1]
+    (path,) = (tmp_path / "out").glob("*.json")
+    found = read_result(path)
+    assert [found["sets"][name]["images"] for name in ("samples", "reference")] == [7, 7]
+    if kind == "folder":
+        seven = evaluate(tmp_path / "seven", stage, str(whole), "--reconstruct", "validation")
+        assert found["metrics"] == seven["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.evaluate_first_stage import Arguments, main
+from scripts.evaluate_first_stage import Arguments, Job, main
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import PreparedSource
 from taming.evaluation.sources.resize import CENTER, FILTERS, Resizing
@@ -113,6 +113,8 @@ def test_a_folder_without_any_networks(
         assert sum(name in sentence for sentence in sentences) == 1
     assert result["sets"]["images"]["sizes"] == {"16x16": 3}
     assert "rFID is left out" in (place / "first_stages.md").read_text()
+    every = ["-r", str(run), "--images", str(folder), "--reference_resize", ",".join(NAMES)]
+    assert len(Job(every).evaluators) == 1  # the others would count nothing
 
 
 def test_the_first_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +140,7 @@ def test_an_rfid_for_each_resize(tmp_path: Path) -> None:
     metrics = result["metrics"]["run"]
     assert list(metrics["rfid_by_resize"]) == NAMES
     assert result["images_a_second"] == {}
+    assert result["protocol"]["reference_resize"] == NAMES
     assert result["sets"]["images"]["resize"] == NAMES[0]
     assert result["sets"]["images"]["size"] == [16, 16]
     head = (place / "first_stages.md").read_text().partition("| first stage")[2].splitlines()[0]
@@ -154,6 +157,9 @@ def test_an_rfid_for_each_resize(tmp_path: Path) -> None:
         assert (alone["psnr"] == metrics["psnr"]) == (how == NAMES[0])
     assert len(set(metrics["rfid_by_resize"].values())) == 3
     assert metrics["rfid"] == metrics["rfid_by_resize"][NAMES[0]]
+    one = [*every[:-1], NAMES[0]]  # the same images, of which fewer numbers are there
+    main([*flags, *one, "-o", str(tmp_path / "out"), "--rows", "1"])
+    assert len(list((tmp_path / "out").rglob("first_stages.json"))) == 2
 
 
 def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,6 +252,7 @@ def test_damaged_images_of_a_dataset_are_left_out(
     config = {"data": {"params": {"validation": dataset}}}
     (tmp_path / "data.yaml").write_text(json.dumps(config))
     flags = ["-r", str(run), "--data", str(tmp_path / "data.yaml"), "--extractor", TINY]
+    flags += ["--reference_resize", "opencv,pillow-antialias", "--size", "16"]
     register_tiny()
     with pytest.raises(SystemExit) as stop:
         main([*flags, "-o", str(tmp_path / "out"), "--workers", "2"])
@@ -255,3 +262,4 @@ def test_damaged_images_of_a_dataset_are_left_out(
     assert "error: 2 images could not be used" in errors.splitlines()[-1]
     _, result = written(tmp_path / "out")
     assert result["metrics"]["run"]["images"] == 4
+    assert len(result["metrics"]["run"]["rfid_by_resize"]) == 2

@@ -55,10 +55,12 @@ class PreparedSource(LoadedSource):
 
     @cached_property
     def _content_key(self) -> str:
-        if "passes_over" in vars(self):
-            self.source.pass_over_damage()
         parts = {"size": self.size, "multiple": self.multiple, "images": len(self)}
         return key_of(source=self.source.content_key(), **parts)
+
+    def pass_over_damage(self) -> None:
+        super().pass_over_damage()
+        self.source.pass_over_damage()
 
     def leave_out(self, indices: Container[int]) -> None:
         self.source.leave_out(indices)

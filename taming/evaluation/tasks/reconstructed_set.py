@@ -65,12 +65,15 @@ class ReconstructedSource(ImageSource):
             torch=torch.__version__,
         )
 
+    def pass_over_damage(self) -> None:
+        super().pass_over_damage()
+        self.prepared.pass_over_damage()
+
     def leave_out(self, indices: Container[int]) -> None:
         self.prepared.leave_out(indices)
+        self.prepared.damaged.clear()
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
-        if "passes_over" in vars(self):
-            self.prepared.pass_over_damage()
         for batch in by_size(self.prepared.images(indices, batch_size), batch_size):
             x = model_input(stack_pixels(batch).to(self.device), self.model.channels)
             _, copies = reconstruct(self.model, x, self.dtype)
