@@ -37,7 +37,13 @@ from taming.evaluation.metrics.accuracy import (
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.reference import SAMPLES
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.results import (
+    command_line,
+    make_result,
+    markdown_table,
+    short_hash,
+    write_result,
+)
 from taming.evaluation.sources.images import key_of
 
 SCRIPT = "evaluate_classes"
@@ -48,8 +54,7 @@ def write(result: dict[str, Any], accuracy: ClassificationAccuracy, outdir: Path
     classes = accuracy.by_class()
     result["by_class"] = classes
     tables = [markdown_table([{"class": label} | row for label, row in classes.items()])]
-    key = key_of(protocol=result["protocol"], sets=result["sets"])
-    path = outdir / f"classes-{key[:8]}.json"
+    path = outdir / f"classes-{short_hash(result)}.json"
     top = {label: row["top_1"] for label, row in classes.items()}
     images = plotted(plot_bars, top, path.with_suffix(".png"), "share named right")
     return write_result(result, path, [*tables, *(f"![classes]({image.name})" for image in images)])

@@ -36,7 +36,13 @@ from taming.evaluation.arguments import (
 from taming.evaluation.evaluator_arguments import FidelityExtractorArguments, make_evaluator
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
+from taming.evaluation.plots import (
+    nearest,
+    neighbors_picture,
+    plot_classes,
+    plot_sweep,
+    plotted,
+)
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import (
     Result,
@@ -45,9 +51,10 @@ from taming.evaluation.results import (
     make_result,
     markdown_table,
     read_result,
+    short_hash,
     write_result,
 )
-from taming.evaluation.sources.images import LoadedSource, key_of
+from taming.evaluation.sources.images import LoadedSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, ImageSet, flattened
 from taming.evaluation.tasks.first_stage import LoadedFirstStage
@@ -203,19 +210,19 @@ class Job:
 def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     """All files of a result; returns the JSON's path."""
     result, (_, evaluation) = job.result(evaluated, seconds), evaluated[-1]
-    key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
-    path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
+    key = short_hash(result, metrics=list(result["metrics"]))
+    path = job.common.folder_for(job.samples) / f"fidelity-{key}.json"
     tables = noted(result, job.own.preset, job.given)
     if job.side_by_side and not job.swept:
         tables.append(by_evaluator(evaluation.metrics))
     if job.swept:
         rows = sweep_rows(evaluated)
         tables.append(markdown_table(rows))
-        plot_sweep(rows, list(job.swept), path.with_suffix(".png"))
+        plotted(plot_sweep, rows, list(job.swept), path.with_suffix(".png"))
     if evaluation.classes:
         ordered = sorted(evaluation.classes.items())
         tables.append(markdown_table([{"class": n, "fid": value} for n, value in ordered]))
-        plot_classes(evaluation.classes, path.with_name(f"{path.stem}-classes.png"))
+        plotted(plot_classes, evaluation.classes, path.with_name(f"{path.stem}-classes.png"))
     write_result(result, path, tables)
     if job.own.neighbors:
         picture_of_neighbors(job, evaluation, path.with_name(f"{path.stem}-neighbours.png"))

@@ -35,8 +35,13 @@ from taming.evaluation.latex import latex_table
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.images import key_of
+from taming.evaluation.results import (
+    command_line,
+    make_result,
+    markdown_table,
+    short_hash,
+    write_result,
+)
 from taming.evaluation.sources.prepared import PreparedSource
 from taming.evaluation.sources.resize import FILTERS
 from taming.evaluation.tasks.fidelity import FidelitySettings
@@ -194,7 +199,7 @@ def write(
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
-    protocol = evaluator.describe() | settings
+    protocol = {**evaluator.describe(), **settings}
     metrics = {r.name: r.metrics for r in results}
     result = make_result(
         metrics, protocol, sets, seconds=seconds, device=evaluator.device, command=line
@@ -203,8 +208,7 @@ def write(
     result["classes"] = {r.name: r.classes for r in results}
     result["parameters"] = {r.name: r.parameters for r in results}
     result["images_a_second"] = {r.name: asdict(r.speed) for r in results if r.speed}
-    key = key_of(protocol=protocol, sets=sets)
-    path = outdir / f"first_stages-{key[:8]}" / "first_stages.json"
+    path = outdir / f"first_stages-{short_hash(result)}" / "first_stages.json"
     rows = table_rows(results)
     sentences = [*notes(results), *reasons(results), use_of_codes(results)]
     tables = [

@@ -30,7 +30,13 @@ from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.reference import REFERENCE, RESIZES_TEXT, Choice
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.results import (
+    command_line,
+    make_result,
+    markdown_table,
+    short_hash,
+    write_result,
+)
 from taming.evaluation.sources.images import SourceImage
 from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing
 from taming.evaluation.sources.scenes import (
@@ -221,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     result["by_sample"] = evaluation.rows
     tables = [markdown_table(evaluation.rows), *noted(result, own.preset, job.given)]
-    path = write_result(result, outdir / "scenes.json", tables)
+    path = write_result(result, outdir / f"scenes-{short_hash(result)}.json", tables)
     print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
     end_with_damaged(left_out)

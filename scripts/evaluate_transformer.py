@@ -24,7 +24,13 @@ from taming.errors import command, end_with_damaged
 from taming.evaluation.metrics.likelihood import Likelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.results import (
+    command_line,
+    make_result,
+    markdown_table,
+    short_hash,
+    write_result,
+)
 from taming.evaluation.tasks.likelihood import LikelihoodArguments, measure_run, time_of_run
 from taming.evaluation.tasks.time_ahead import Part
 from taming.sampling.arguments import RunArguments, make_parser
@@ -43,13 +49,14 @@ def write(
     result: dict[str, Any], likelihood: Likelihood, outdir: Path, ends: Sequence[str] = ()
 ) -> Path:
     """All files of a result; returns the JSON's path."""
-    path, classes = outdir / "transformer.json", likelihood.by_class()
-    images = plotted(plot_map, likelihood.map(), outdir / "positions.png", "nats per token")
+    path, classes = outdir / f"transformer-{short_hash(result)}.json", likelihood.by_class()
+    maps, bars = (path.with_name(f"{path.stem}-{what}.png") for what in ("positions", "classes"))
+    images = plotted(plot_map, likelihood.map(), maps, "nats per token")
     tables = []
     if classes:
         tables = [markdown_table([{"class": label} | row for label, row in classes.items()])]
         nats = {label: row["nats_per_token"] for label, row in classes.items()}
-        images += plotted(plot_bars, nats, outdir / "classes.png", "nats per token")
+        images += plotted(plot_bars, nats, bars, "nats per token")
     tables += [f"![{image.stem}]({image.name})" for image in images]
     return write_result(result, path, [*tables, *ends])
 

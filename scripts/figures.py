@@ -29,6 +29,7 @@ from taming.evaluation.figures.arguments import (
     DrawingArguments,
     FigureFiles,
     RunsArguments,
+    described_run,
     figure_parser,
     save_page,
 )
@@ -38,6 +39,7 @@ from taming.evaluation.figures.neighbor_command import draw_neighbors
 from taming.evaluation.figures.samples import first_requests, order_name, order_picture
 from taming.evaluation.metrics.likelihood import LikelihoodScores
 from taming.evaluation.tasks.likelihood import LikelihoodArguments, MeasuredLikelihood, measure_run
+from taming.figures import require_matplotlib
 from taming.pictures import Cell, grid
 from taming.sampling.arguments import require_positive
 from taming.sampling.plan import TOP_K
@@ -112,11 +114,13 @@ def draw_likelihood(argv: Sequence[str]) -> None:
     runs = own.runs.runs()
     if not runs:
         raise UserError("--resume names the runs; give at least one")
+    curves = curves_of(runs, own.value, required=own.logs_only)
+    if curves:
+        require_matplotlib()
     measured = {} if own.logs_only else measure_runs(own, runs, overrides)
     if own_share()[0] > 0:
         return
     scores = {name: one.likelihood.compute() for name, one in measured.items()}
-    curves = curves_of(runs, own.value, required=own.logs_only)
     logged = {row["run"]: row for row in loss_rows(curves)} if curves else {}
     data = data_columns(measured)
     rows = [
@@ -173,12 +177,13 @@ class OrdersFigure:
     def __post_init__(self) -> None:
         require_positive(samples=self.samples)
 
-    def row_of(self, run: Run, overrides: Sequence[str]) -> tuple[str, list[Cell]]:
-        """The order's name; a picture of the order, and samples."""
-        model = self.runs.of(run, overrides).load().model
+    def row_of(self, run: Run, overrides: Sequence[str]) -> tuple[str, list[Cell], dict[str, Any]]:
+        """The order's name; a picture of the order, and samples; and what run they are of."""
+        model, _, step, _ = self.runs.of(run, overrides).load()
         requests = first_requests(model, self.samples, self.label)
         images = self.sampling.drawing().images(model, requests)
-        return order_name(model), [order_picture(model, self.sampling.seed), None, *images]
+        cells: list[Cell] = [order_picture(model, self.sampling.seed), None, *images]
+        return order_name(model), cells, described_run(run, step)
 
 
 def draw_orders(argv: Sequence[str]) -> None:
@@ -193,9 +198,10 @@ def draw_orders(argv: Sequence[str]) -> None:
     if not runs:
         raise UserError("--resume names the runs; give one per order")
     curves = curves_of(runs, own.value)
-    rows_of_picture, named = [], []
-    for curve, run in zip(curves, runs.values(), strict=True):
-        order, (picture, gap, *samples) = own.row_of(run, overrides)
+    require_matplotlib()
+    rows_of_picture, named, sets = [], [], {}
+    for curve, (name, run) in zip(curves, runs.items(), strict=True):
+        order, (picture, gap, *samples), sets[name] = own.row_of(run, overrides)
         rows_of_picture.append([(order, picture), gap, *samples])
         named.append(replace(curve, name=f"{order}: {curve.name}"))
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
@@ -209,7 +215,7 @@ def draw_orders(argv: Sequence[str]) -> None:
         compared(named),
         protocol={"logged": own.value, "label": own.label, "seed": own.sampling.seed}
         | asdict(own.sampling.settings),
-        sets={name: {"path": str(run.folder)} for name, run in runs.items()},
+        sets=sets,
         device=device_of_command(own.runs.figure.device),
     )
 

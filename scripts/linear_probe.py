@@ -28,9 +28,15 @@ from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import EvaluationArguments, make_parser
 from taming.evaluation.latex import UP, latex_table
 from taming.evaluation.metrics.linear_probe import ProbeScores, ProbeSettings
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.results import (
+    command_line,
+    make_result,
+    markdown_table,
+    short_hash,
+    write_result,
+)
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.images import ImageSource, Manifest, key_of
+from taming.evaluation.sources.images import ImageSource, Manifest
 from taming.evaluation.tasks.first_stage import FirstStageArguments, LoadedFirstStage
 from taming.evaluation.tasks.first_stage_images import FirstStageImages
 from taming.evaluation.tasks.probe import (
@@ -129,10 +135,9 @@ def results_folder(own: Arguments, first: LoadedFirstStage) -> Path:
 
 def write(own: Arguments, probed: Sequence[Probed], result: dict[str, Any]) -> Path:
     """JSON, Markdown and LaTeX; returns the JSON's path."""
-    key = key_of(protocol=result["protocol"], sets=result["sets"])
     outdir = results_folder(own, probed[0].stage)
     rows = table_rows(probed)
-    path = write_result(result, outdir / f"probe-{key[:8]}.json", [markdown_table(rows)])
+    path = write_result(result, outdir / f"probe-{short_hash(result)}.json", [markdown_table(rows)])
     write_text(path.with_suffix(".tex"), latex_table(rows, {"accuracy (%)": UP}))
     return path
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
+
+
+def require_matplotlib() -> None:
+    """Raise UserError without matplotlib: for what takes long before it plots."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install 'taming-transformers[eval]'") from None
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
@@ -15,11 +24,10 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> 
     Raises:
         UserError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install 'taming-transformers[eval]'") from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()

@@ -246,6 +246,25 @@ def test_which_weights_are_loaded_holds_from_the_parsing_on(way: str) -> None:
         assert expected in (found, found.parts)
 
 
+def test_weights_of_an_extractor_are_a_file_of_another_name() -> None:
+    def chosen(*argv: str) -> tuple[Path | None, WeightChoice]:
+        parser = Parser()
+        add_weight_flags(parser)
+        parser.add_argument("--extractor_weights", type=Path)
+        return parser.parse_args(argv).extractor_weights, weight_choice()
+
+    def found(*argv: str) -> tuple[Path | None, WeightChoice]:
+        return contextvars.copy_context().run(chosen, *argv)
+
+    file = Path("net.pth")
+    assert found("--weights", "raw,int8") == (None, WeightChoice("raw", int8=True))
+    assert found("--weights", "net.pth") == (file, WeightChoice())
+    both = ("--extractor_weights", "net.pth", "--weights")
+    assert found(*both, "raw") == (file, WeightChoice("raw"))
+    with pytest.raises(UserError, match=r"other.pth and --extractor_weights net.pth both name"):
+        found(*both, "other.pth")
+
+
 def test_another_flag_of_that_name_chooses_nothing() -> None:
     parser = Parser()
     parser.add_argument("--weights")

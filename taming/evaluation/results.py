@@ -22,6 +22,7 @@ import taming
 from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError, reason_of
+from taming.evaluation.sources.images import key_of
 from taming.evaluation.tasks.fidelity import flattened
 from taming.shipped import script as called
 from taming.user_files import read_text
@@ -57,6 +58,12 @@ def make_result(
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
     }
+
+
+def short_hash(result: Result, **more: Any) -> str:
+    """The beginning of a SHA-256 of what was measured, and of `more` JSON values: in a file's name,
+    so that results of other sets or by another protocol do not take its place."""
+    return key_of(protocol=result["protocol"], sets=result["sets"], **more)[:8]
 
 
 def versions() -> dict[str, str]:

@@ -129,6 +129,11 @@ class SamplingPlan:
             "precision": dtype_name(self.dtype),
         }
 
+    def check(self, model: Net2NetTransformer) -> None:
+        """Raise UserError for settings that the model does not sample by."""
+        shape = tokens_for(model, self.size) or trained_shape(model)
+        check_settings(model, self.settings, shape, self.compiled)
+
     def job(
         self, model: Net2NetTransformer, batch_size: int, share: tuple[int, int] | None = None
     ) -> SamplingJob:
@@ -137,13 +142,12 @@ class SamplingPlan:
         Raises:
             UserError: for settings that the model does not sample by.
         """
-        shape = tokens_for(model, self.size)
-        check_settings(model, self.settings, shape or trained_shape(model), self.compiled)
+        self.check(model)
         return SamplingJob(
             plan=self,
             model=model,
             labels=labels_for(model, self.classes),
-            shape=shape,
+            shape=tokens_for(model, self.size),
             score=Classifier(self.classifier, self.device) if self.classifier else None,
             batch_size=batch_size,
             share=share or own_share(),

@@ -36,6 +36,11 @@ def tiny_run(
     return folder
 
 
+def newest(folder: Path, pattern: str) -> Path:
+    """The file that was written last."""
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
 def run_with_data(folder: Path, config: Mapping[str, Any] | None = None, length: int = 6) -> Path:
     """The run of a first stage whose config has `Scenes` as validation data."""
     scenes = {"target": "tests.kit.datasets.Scenes", "params": {"length": length}}

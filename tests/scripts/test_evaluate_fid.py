@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,30 @@ def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
     single = evaluate(tmp_path / "single", run, classes[1], *alone)
     expected = found["metrics"]["top_k=20, temperature=0.5"]["fid"]
     assert single["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_matplotlib_pictures_alone_are_missing(
+    run: str, classes: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    swept = ("-n", "2", "--classes", "1", "--sweep", "top_k=2,20")
+    assert len(evaluate(tmp_path / "sweep", run, classes[1], *swept)["metrics"]) == 2
+    assert evaluate(tmp_path / "classes", *classes, "--per_class")["metrics"]["fid_of_class"]
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_sweep_is_refused_before_anything_is_sampled(
+    run: str,
+    classes: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("taming.sampling.plan.sample_images", lambda *_, **__: pytest.fail("late"))
+    flags = (run, classes[1], "-n", "2", *TINY, "-o", str(tmp_path / "out"))
+    assert "leave guidance at 1" in fails(capsys, *flags, "--sweep", "guidance=1,2")
+    rejecting = (*flags, "--classifier", f"resnet18:{tmp_path / 'no.pth'}")
+    assert "no.pth" in fails(capsys, *rejecting, "--sweep", "acceptance=1,0.5")
 
 
 def test_a_sweep_over_temperature_and_acceptance(

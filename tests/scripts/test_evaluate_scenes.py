@@ -13,6 +13,7 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.images import truncate
 from tests.kit.processes import in_two_processes
+from tests.kit.runs import newest
 from tests.kit.scenes import scene_run, write_scenes
 
 SMALL = ["-R", "8,8", "--isc_splits", "2", "--device", "cpu", "--batch_size", "4"]
@@ -33,7 +34,7 @@ def kept(cache: Path) -> Path:
 
 def evaluate(run: Path, *flags: str) -> dict[str, Any]:
     main(["-r", str(run), *SMALL, *TINY, *flags])
-    return read_result(run / "evaluation" / "scenes.json")
+    return read_result(newest(run / "evaluation", "scenes-*.json"))
 
 
 def test_numbers_of_scenes(run: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +46,8 @@ def test_numbers_of_scenes(run: Path, kept: Path, capsys: pytest.CaptureFixture[
     assert sets["samples"]["objects"] == 2 * sets["reference"]["objects"] > 8
     assert [row["sample"] for row in result["by_sample"]] == [0, 1]
     assert result["protocol"]["extractor"]["weights_sha256"]
-    assert "| scene_fid" in (run / "evaluation" / "scenes.md").read_text()
+    assert result["protocol"]["seed"] == 2020  # of the Inception Score's parts
+    assert "| scene_fid" in newest(run / "evaluation", "scenes-*.md").read_text()
     assert "SceneFID" in capsys.readouterr().out
     assert not list(kept.glob("*partial*"))
 
@@ -88,7 +90,7 @@ def test_two_processes_give_the_same(run: Path) -> None:
     flags = ["-N", "2", "-n", "5", "--no_cache"]
     alone = evaluate(run, *flags)
     in_two_processes(main, ["-r", str(run), *SMALL, *TINY, *flags])
-    shared = read_result(run / "evaluation" / "scenes.json")
+    shared = read_result(newest(run / "evaluation", "scenes-*.json"))
     assert shared["hardware"]["processes"] == 2
     numbers = dict(flattened(alone["metrics"]))
     assert dict(flattened(shared["metrics"])) == pytest.approx(numbers, rel=1e-5, abs=1e-8)
@@ -107,7 +109,7 @@ def test_a_damaged_image_leaves_its_layout_out(
     assert stop.value.code == 1
     errors = capsys.readouterr().err
     assert f"left out: {image}" in errors and "error: 1 image could not be used" in errors
-    result = read_result(run / "evaluation" / "scenes.json")
+    result = read_result(newest(run / "evaluation", "scenes-*.json"))
     assert result["sets"]["reference"]["images"] == result["sets"]["samples"]["images"] == 4
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from taming.evaluation.runner import Runner
 from taming.evaluation.sources.dataset import ItemSource
 from tests.kit.models import tiny_model
 from tests.kit.processes import in_two_processes
-from tests.kit.runs import tiny_run
+from tests.kit.runs import newest, tiny_run
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -52,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def evaluate(run: Path, *flags: str) -> dict[str, Any]:
     main(["-r", str(run), "--device", "cpu", "--workers", "0", *flags])
-    return read_result(run / "evaluation" / "transformer.json")
+    return read_result(newest(run / "evaluation", "transformer-*.json"))
 
 
 def whole(count: int = 7) -> Any:
@@ -78,10 +77,12 @@ def test_numbers_tables_and_plots(run: Path, capsys: pytest.CaptureFixture[str])
     assert float(positions.mean()) == pytest.approx(expected.nats_per_token, rel=1e-6)
     assert result["sets"]["images"]["images"] == 7
     assert result["protocol"]["global_step"] == 7 and result["protocol"]["weights"] is None
-    text = (run / "evaluation" / "transformer.md").read_text()
-    assert "| nats_per_token" in text and "| class |" in text and "](positions.png)" in text
+    (path,) = (run / "evaluation").glob("transformer-*.md")
+    text = path.read_text()
+    assert "| nats_per_token" in text and "| class |" in text
+    assert f"]({path.stem}-positions.png)" in text
     for name in ("positions", "classes"):
-        with Image.open(run / "evaluation" / f"{name}.png") as picture:
+        with Image.open(run / "evaluation" / f"{path.stem}-{name}.png") as picture:
             assert picture.width > 300
     assert "nats per token" in capsys.readouterr().out
 
@@ -90,7 +91,7 @@ def test_batches_workers_and_processes_change_nothing(run: Path) -> None:
     one = evaluate(run, "--batch_size", "1")
     flags = ["--device", "cpu", "--workers", "1", "--batch_size", "4"]
     in_two_processes(main, ["-r", str(run), *flags])
-    two = read_result(run / "evaluation" / "transformer.json")
+    two = read_result(newest(run / "evaluation", "transformer-*.json"))
     assert two["hardware"]["processes"] == 2
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
     assert two["sets"]["images"]["fingerprint"] == one["sets"]["images"]["fingerprint"]
@@ -181,7 +182,9 @@ def test_the_first_images_of_a_split(run: Path) -> None:
     data = OmegaConf.load(config)
     data.data.params.train.params.count = 5
     OmegaConf.save(data, config)
+    evaluate(run, "-n", "3")
     result = evaluate(run, "-n", "4", "--split", "train")
+    assert len(list((run / "evaluation").glob("*.json"))) == 2  # neither takes the other's place
     assert result["sets"]["images"]["dataset"]["params"]["count"] == 5
     assert result["metrics"]["images"] == 4
     assert result["sets"]["images"]["split"] == "train"
@@ -193,10 +196,9 @@ def test_without_matplotlib(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    evaluate(run)
+    assert evaluate(run)["metrics"]
     assert caplog.text.count("plots need matplotlib") == 2
     assert not list((run / "evaluation").glob("*.png"))
-    assert json.loads((run / "evaluation" / "transformer.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize(

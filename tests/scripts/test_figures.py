@@ -17,11 +17,14 @@ from PIL import Image
 from scripts.figures import main
 from taming.command_line import Parser
 from taming.completion_script import words_of
+from taming.downloads import file_hash
 from taming.evaluation.figures.samples import order_name, order_picture
 from taming.evaluation.figures.sampling_cost import StandIn
+from taming.evaluation.sources.folder import FolderSource
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
+from taming.sampling.arguments import RunArguments
 from tests.documents import ROOT, blocks_of, commands_in
 from tests.kit.images import image_folder
 from tests.kit.models import SPIRAL, tiny_model, transformer_config, unconditional_config
@@ -101,6 +104,8 @@ def test_neighbors_by_lpips(
     assert [(row[0][0], len(row)) for row in nearest] == [("4", 3), ("5", 3)]
     assert [row[0][1] for row in nearest] == pytest.approx([0.0, 0.0], abs=1e-9)
     assert found["protocol"]["network"] == "vgg" and found["protocol"]["candidates"] is None
+    assert found["sets"]["samples"]["shown"]["fingerprint"] == FolderSource(samples).fingerprint()
+    assert found["sets"]["reference"]["fingerprint"] == FolderSource(reference).fingerprint()
     picture = pixels(tmp_path / "out" / "neighbors.png")[HEAD + 8 + HEAD - 4 :]
     np.testing.assert_array_equal(picture[:128, 8:136], picture[:128, 152:280])
     assert "| 000.png |" in capsys.readouterr().out
@@ -108,6 +113,7 @@ def test_neighbors_by_lpips(
     two = result(tmp_path / "two", "neighbors")
     assert [list(row) for row in two["metrics"]["nearest"].values()] == [["4"], ["5"]]
     assert two["protocol"]["features"]["layers"] == ["16"]
+    assert two["sets"]["reference"] == found["sets"]["reference"]
 
 
 def test_neighbors_without_lpips_draw_no_samples(
@@ -183,6 +189,11 @@ def test_orders_beside_samples_of_the_same_seeds(runs: tuple[str, str], tmp_path
     main(["orders", "-r", runs[0], "-r", runs[1], *flags, "-o", str(tmp_path)])
     found = result(tmp_path, "orders")
     assert list(found["metrics"]) == ["Identity: rows", "SpiralOut: spiral"]
+    hashes = {
+        name: file_hash(Path(run, "checkpoints", "last.ckpt"))
+        for name, run in zip(("rows", "spiral"), runs, strict=True)
+    }
+    assert {name: about["checkpoint_hash"] for name, about in found["sets"].items()} == hashes
     assert pixels(tmp_path / "orders.png").shape[0] > 300
     page = pixels(tmp_path / "orders-samples.png")
     # The order: every one of the 4 x 4 codes as a square of 32 pixels, lighter the later.
@@ -227,7 +238,9 @@ def test_cost_of_stand_ins_and_of_a_run(runs: tuple[str, str], tmp_path: Path) -
     assert found["protocol"]["stand_in"]["window"] == 4 and found["protocol"]["size"] == [16, 16]
     assert pixels(tmp_path / "cost.png").shape[0] > 300
     main(["cost", "-r", runs[0], *flags])
-    (cost,) = result(tmp_path, "cost")["metrics"].values()
+    found = result(tmp_path, "cost")
+    assert found["sets"]["rows"]["global_step"] == 7 and found["sets"]["rows"]["checkpoint_hash"]
+    (cost,) = found["metrics"].values()
     assert (cost["f"], cost["tokens"], cost["measured"]) == (2, 64, "trial")
 
 
@@ -236,6 +249,7 @@ def test_sizes_of_one_sample(
 ) -> None:
     flags = ["--seed", "5", "--label", "2", *CPU, "-o", str(tmp_path)]
     main(["sizes", "-r", runs[0], *flags])
+    assert len(result(tmp_path, "sizes")["sets"]["run"]["checkpoint_hash"]) == 64
     found = result(tmp_path, "sizes")["metrics"]
     assert {name: one["tokens"] for name, one in found.items()} == {
         "8 x 8": 16,
@@ -314,6 +328,21 @@ def test_one_sentence_for_what_cannot_be(
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize("words", [["cost"], ["orders", "-r", "RUN"], ["likelihood", "-r", "RUN"]])
+def test_matplotlib_is_asked_for_before_anything_is_measured(
+    runs: tuple[str, str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for measured in (StandIn, "build"), (RunArguments, "load"):
+        monkeypatch.setattr(*measured, lambda *_: pytest.fail("something was measured"))
+    with pytest.raises(SystemExit):
+        main([runs[0] if word == "RUN" else word for word in words])
+    assert "plots need matplotlib" in capsys.readouterr().err
 
 
 FIGURES_OF_PAPER = [

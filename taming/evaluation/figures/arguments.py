@@ -15,6 +15,7 @@ from taming.atomic_files import atomic_path, check_place
 from taming.checkpoint import Run, find_run
 from taming.command_line import Parser, flag
 from taming.evaluation.arguments import make_parser
+from taming.evaluation.checkpoints import describe_checkpoint
 from taming.evaluation.figures.samples import Drawing
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.sampling.arguments import RunArguments, require_positive
@@ -78,6 +79,11 @@ class RunsArguments:
             precision=self.figure.precision,
             overrides=tuple(overrides),
         )
+
+
+def described_run(run: Run, step: int) -> dict[str, Any]:
+    """Which weights a figure is of, as JSON values; `step` is their global step."""
+    return {"path": str(run.folder), **describe_checkpoint(run, step)}
 
 
 @dataclass(frozen=True, kw_only=True)

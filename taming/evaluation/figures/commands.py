@@ -13,6 +13,7 @@ from taming.evaluation.figures.arguments import (
     DrawingArguments,
     FigureFiles,
     RunsArguments,
+    described_run,
     figure_parser,
     save_page,
 )
@@ -23,6 +24,7 @@ from taming.evaluation.figures.sampling_cost import (
     measure_cost,
     plot_costs,
 )
+from taming.figures import require_matplotlib
 from taming.pictures import grid
 from taming.sampling.arguments import require_positive
 from taming.sampling.load import data_config, open_dataset
@@ -66,18 +68,22 @@ class CostArguments:
     def stand_in(self) -> StandIn:
         return StandIn(self.window, self.layers, self.heads, self.width, self.channels)
 
-    def measure(self, overrides: Sequence[str]) -> dict[str, SamplingCost]:
-        """By the model's name."""
+    def measure(
+        self, overrides: Sequence[str]
+    ) -> tuple[dict[str, SamplingCost], dict[str, dict[str, Any]]]:
+        """By the model's name; and what runs they are, by name, stand-ins being none."""
+        sets = {}
         drawing, costs, runs = self.sampling.drawing(), {}, self.runs.runs()
         if not runs:
             self._check_factors()
         for name, run in runs.items():
-            model = self.runs.of(run, overrides).load().model
+            model, _, step, _ = self.runs.of(run, overrides).load()
+            sets[name] = described_run(run, step)
             costs[name] = measure_cost(model, self.size, drawing, self.whole)
         for factor in () if runs else self.factors:
             model = self.stand_in.build(factor, device_of_command(self.runs.figure.device))
             costs[f"stand-in f{factor}"] = measure_cost(model, self.size, drawing, self.whole)
-        return costs
+        return costs, sets
 
     def _check_factors(self) -> None:
         """Before the first of them is measured, which may take long; raises UserError."""
@@ -99,7 +105,8 @@ def draw_cost(argv: Sequence[str]) -> None:
     )
     args, overrides = parse(parser, argv)
     own = from_flags(CostArguments, args)
-    costs = own.measure(overrides)
+    require_matplotlib()
+    costs, sets = own.measure(overrides)
     runs = list(own.runs.runs().values())
     folder = own.runs.figure.folder_for(runs[0].folder if runs else None)
     plot_costs(list(costs.values()), files.picture(folder))
@@ -111,7 +118,7 @@ def draw_cost(argv: Sequence[str]) -> None:
         [cost.row(name) for name, cost in costs.items()],
         {name: asdict(cost) for name, cost in costs.items()},
         protocol=protocol,
-        sets={},
+        sets=sets,
         device=device_of_command(own.runs.figure.device),
     )
 
@@ -161,8 +168,7 @@ class SizesArguments:
         sizes = self.sizes or default_sizes(loaded.model)
         drawing = self.sampling.drawing()
         samples = samples_of_sizes(loaded.model, sizes, drawing, self.label, item)
-        about = {"path": str(run.folder), "checkpoint": run.checkpoint.name}
-        return samples, about | {"global_step": loaded.step}
+        return samples, described_run(run, loaded.step)
 
 
 def draw_sizes(argv: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ from taming.evaluation.figures.neighbors import (
 )
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.sources.images import Manifest
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.modules.losses.lpips import LPIPS, backbone_file
@@ -145,13 +146,18 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     if own_share()[0] > 0:
         return
     save_page(neighbors_page(chosen, reference, nearest), files.picture(folder))
+    shown = Manifest(len(samples))
+    shown.update(chosen)
     labels = {sample.index: sample.name for sample in chosen}
     files.write(
         folder,
         [_neighbor_row(labels[index], row) for index, row in nearest.items()],
         {"nearest": {str(index): dict(row) for index, row in nearest.items()}},
         protocol=protocol | {"neighbors": own.neighbors},
-        sets={"samples": samples.describe(), "reference": reference.describe()},
+        sets={
+            "samples": samples.describe() | {"shown": shown.describe()},
+            "reference": reference.describe() | search.images,
+        },
         device=device,
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,13 +101,14 @@ class NeighborSearch:
     count: int  # of images per sample
     runner: Runner = field(default_factory=Runner)
     device: torch.device = torch.device("cpu")
+    images: dict[str, Any] = field(default_factory=dict)  # of the reference that was gone through
 
     def by_features(self, extractor: Extractor, count: int | None = None) -> Nearest:
         """The nearest by the Euclidean distance of the extractor's (one) layer."""
         (layer,) = extractor.layers
         request = FeatureRequest(FeatureBank, extractor, layer)
         counted = self.runner.features(self.reference, [request], "reference", keep=True)
-        bank = counted.parts[request]
+        self.images, bank = counted.manifest.describe(), counted.parts[request]
         assert isinstance(bank, FeatureBank)
         sampled = [extractor(sample.pixels[None])[layer] for sample in self.samples]
         real = torch.from_numpy(bank.compute())
@@ -120,12 +122,13 @@ class NeighborSearch:
             lpips=weights_hash,
             samples=[pixel_digest(image.pixels.numpy()).hex() for image in self.samples],
         )
-        _, counted = self.runner.run(
+        manifest, counted = self.runner.run(
             self.reference,
             lambda: LpipsDistances(network, self.samples, self.device),
             key,
             "reference",
         )
+        self.images = manifest.describe()
         distances = torch.from_numpy(counted.bank.compute()).T  # (rows, N)
         return self._nearest(distances, range(distances.shape[1]), self.count)
 

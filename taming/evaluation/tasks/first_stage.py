@@ -20,6 +20,7 @@ from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.checkpoints import describe_checkpoint
+from taming.evaluation.metrics.base import SEED
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid_spread import ResampledMoments
 from taming.evaluation.metrics.lpips import Networks
@@ -240,7 +241,8 @@ class FirstStageEvaluator:
         if self.extractor is not None:
             layers = {"layers": list(self.extractor.layers)}
             about["rfid"] = self.extractor.describe() | layers
-            about |= {"rfid_resamples": self.rfid_resamples} if self.rfid_resamples else {}
+            if self.rfid_resamples:
+                about |= {"rfid_resamples": self.rfid_resamples, "rfid_resamples_seed": SEED}
         return {
             "metrics": list(self.metrics),
             "compared": ROUNDING,

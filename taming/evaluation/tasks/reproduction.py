@@ -34,7 +34,10 @@ SPREADS = {
     "isc.mean": ("isc.std", "splits of the samples"),
 }
 RESAMPLES = 10  # sets for the spread of an rFID, as many as `fid_spread` has by default
-RESULTS = ("fidelity-*.json", "first_stages-*/first_stages.json", "transformer.json", "scenes.json")
+RESULTS = (
+    *("fidelity-*.json", "first_stages-*/first_stages.json"),
+    *("transformer*.json", "scenes*.json"),  # without a hash, as they were called before
+)
 NOTE = (
     "Spreads are standard deviations: of FID over sets drawn with replacement from the samples, or "
     "from the images in their place (each image a Poisson number of times; the deviation only, "

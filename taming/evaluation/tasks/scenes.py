@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taming.devices import own_share
 from taming.errors import UserError
-from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.base import SEED, FeatureAccumulator
 from taming.evaluation.metrics.features import Extractor, FeatureRequest, Layers
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.runner import Runner
@@ -137,6 +137,7 @@ def evaluate_scenes(
     protocol = {
         "layers": {name: settings.layer(name, extractor.name) for name in ("fid", "isc")},
         **settings.describe("isc"),
+        "seed": SEED,
         "objects": RESIZE,
         "min_object_side": min_side,
         "extractor": extractor.describe(),

@@ -14,7 +14,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 from taming.evaluation.tasks.side_by_side import SideBySide
 from taming.sampling.plan import SamplingPlan
-from taming.sampling.rejection import GROUP
+from taming.sampling.rejection import GROUP, Classifier
 
 ACCEPTANCE = "acceptance"  # the share of `--reject_ratio`; 1 needs no classifier
 OTHER_NAMES = {"reject_ratio": ACCEPTANCE}
@@ -59,9 +59,17 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
 def evaluate_sweep(
     evaluator: FidelityEvaluator | SideBySide, run: RunSource, swept: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
-    """Settings and numbers of every combination; UserError, before all, for values out of range."""
+    """Settings and numbers of every combination.
+
+    Raises UserError, before anything is sampled, for values that the model does not sample by, and
+    for a classifier that is not there.
+    """
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
     plans = [_changed(run.plan, values) for values in chosen]
+    for plan in plans:
+        plan.check(run.model)
+    for name in dict.fromkeys(plan.classifier for plan in plans if plan.classifier):
+        Classifier(name, run.plan.device)
     for values, plan in zip(chosen, plans, strict=True):
         yield values, evaluator(run.with_plan(plan))
 
