@@ -188,6 +188,12 @@ class CodesInterface(StartsFromFile):
         return in_colors(x, self._buffers.get("colorize"))
 
 
+def codes_of(stage: FirstStage, x: Tensor) -> Tensor:
+    """Images [B, C, H, W] -> their codes [B, c, h, w], also where `encode` stops before them."""
+    codes, *_ = stage.quantized(x) if isinstance(stage, CodesInterface) else stage.encode(x)
+    return codes
+
+
 def to_one_hot(logits: Tensor) -> Tensor:
     """1 in the largest of the channels [B, C, H, W] at each position, 0 in the others."""
     return F.one_hot(logits.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2).to(logits)

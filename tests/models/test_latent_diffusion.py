@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.sources.images import SourceImage
+from taming.evaluation.tasks.probe import FeatureKinds
+from taming.evaluation.tasks.quantizers import evaluate
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.latent_diffusion import VQModelInterface
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import LPIPS
+from taming.pictures import to_uint8
 from tests.kit.first_stages import assert_equal, batches, made, train
 from tests.kit.models import (
     ddconfig,
@@ -37,6 +43,21 @@ def test_the_interface_encodes_to_what_diffusion_models_take() -> None:
         indices = model.encode_to_indices(x)
         assert torch.equal(indices, plain.encode_to_indices(x))
         assert torch.equal(model.decode_indices(indices), plain.decode_indices(indices))
+
+
+def test_the_interface_is_evaluated_as_the_model_that_it_is() -> None:
+    """By its codes, where its `encode` stops before them."""
+    model, plain = made(VQModelInterface).eval(), made(VQModel).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 16, 24)
+    probed, expected = FeatureKinds().of(model, x), FeatureKinds().of(plain, x)
+    assert list(probed) == ["histogram", "codes", "latents"]
+    assert all(torch.equal(features, expected[kind]) for kind, features in probed.items())
+    images: Any = SimpleNamespace(batches=lambda _: iter([[SourceImage(0, to_uint8(x[0]))]]))
+    counted: Any = lambda *_: SimpleNamespace(metrics={}, reconstructions={})  # noqa: E731
+    stages: list[Any] = [SimpleNamespace(model=one) for one in (model, plain)]
+    found, right = (evaluate(counted, stage, images) for stage in stages)
+    assert found == right and found.bits_a_position > 0
 
 
 def test_the_interface_is_no_stage_of_a_transformer() -> None:

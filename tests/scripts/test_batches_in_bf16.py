@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scripts import complete, make_samples, make_scene_samples
+from scripts.evaluate_scenes import Job
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling import sample_images
 from taming.sampling.folder import RECORD
+from taming.sampling.plan import SamplingPlan
 from tests.kit.models import transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
@@ -70,6 +76,34 @@ def test_what_is_missing_is_sampled_in_batches_as_before(
     assert sizes[-1] == 3  # filled up
     assert {path: path.read_bytes() for path in made} == made
     assert json.loads(Image.open(min(made)).info[RECORD])["batch_size"] == 3
+
+
+@pytest.mark.parametrize("kind", ["items", "scenes"])
+def test_evaluations_fill_their_last_batch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not beyond the set; and in float32 they do not."""
+    noted: list[tuple[int, bool]] = []
+
+    def sampled(*arguments: Any, **options: Any) -> Any:
+        noted.append((options["batch_size"], options["filled"]))
+        return sample_images(*arguments, **options)
+
+    for module in ("taming.sampling.items", "taming.evaluation.sources.scenes"):
+        monkeypatch.setattr(f"{module}.sample_images", sampled)
+    _, words = (items if kind == "items" else scenes)(tmp_path)
+    for dtype in (torch.bfloat16, torch.float32):
+        if kind == "items":
+            _, run, _, data = words
+            source: Any = ConditionedRunSource(run, SamplingPlan(base=(data,), dtype=dtype))
+        else:
+            flags = ("--extractor", "tests.kit.extractor:TinyExtractor", "-N", "5")
+            source = replace(Job([*words, *flags, "--device", "cpu"]).samples, dtype=dtype)
+        for batch_size, expected in ((3, 3), (25, 5)):
+            noted.clear()
+            made = [image.index for images in source.batches(batch_size) for image in images]
+            assert sorted(made) == [0, 1, 2, 3, 4]
+            assert set(noted) == {(expected, dtype == torch.bfloat16)}
 
 
 def test_in_float32_they_do_not(tmp_path: Path) -> None:

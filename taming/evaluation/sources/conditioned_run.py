@@ -26,6 +26,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
 from taming.modules.util import ConditionKind
+from taming.sampling.engine import rounds_by_batch
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items
 from taming.sampling.load import data_config, open_dataset
@@ -125,9 +126,10 @@ class ConditionedRunSource(KeptItems, RunSource):
             items,
             lambda i: request_for_condition(model, i.c, i.number, i.shape),
             plan.settings,
-            batch_size=batch_size,
+            batch_size=min(batch_size, len(self)),
             seed=plan.seed,
             compiled=plan.compiled,
+            filled=rounds_by_batch(plan.dtype),
         )
         for sample in samples:
             index = index_of[sample.number]

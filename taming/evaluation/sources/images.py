@@ -167,12 +167,14 @@ class ImageSource(Protocol):
         return None
 
     def content_key(self) -> str:
-        """SHA-256 of what decides images and labels, by default of the pixels."""
+        """SHA-256 of what decides images and labels, by default of pixels and labels."""
         return self._content_key
 
     @cached_property
     def _content_key(self) -> str:
-        return self.fingerprint()
+        manifest = self._manifest()
+        labels = manifest.labels[manifest.seen].tolist()
+        return key_of(pixels=manifest.fingerprint(), labels=labels)
 
     def has_classes(self) -> bool | None:
         """Whether images have classes; None if that shows only when they are read."""
@@ -237,12 +239,16 @@ class ImageSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 over the pixels of all images, in order, with a progress bar."""
+        return self._manifest().fingerprint()
+
+    def _manifest(self) -> Manifest:
+        """Of all images, in one process."""
         manifest = Manifest(len(self))
         with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
             for images in self.batches(32):
                 manifest.update(images)
                 bar.update(len(images))
-        return manifest.fingerprint()
+        return manifest
 
 
 def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:

@@ -40,6 +40,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.plain import device_of
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
+from taming.sampling.engine import rounds_by_batch
 from taming.sampling.estimate import announced
 from taming.sampling.scenes import Scene, builder_of, read_scene, scene_dataset
 from taming.sampling.sizes import trained_shape
@@ -248,6 +249,7 @@ class SampledScenes(ImageSource):
     def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, Boxes] = {}
         model, settings, requests = self.model, self.settings, self._requests(share, skip, boxes)
+        batch_size = min(batch_size, len(self))  # which would be filled up
         count = -(-(len(self) - sum(n in skip for n in range(len(self)))) // share[1])
         samples = sample_images(
             model,
@@ -257,6 +259,7 @@ class SampledScenes(ImageSource):
             seed=self.seed,
             shape=self.shape,
             compiled=self.compiled,
+            filled=rounds_by_batch(self.dtype),
         )
         for sample in samples:
             layout = sample.label or 0

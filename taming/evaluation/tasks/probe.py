@@ -38,7 +38,7 @@ from taming.evaluation.sources.images import (
 )
 from taming.evaluation.sources.prepared import PreparedSource, model_input
 from taming.models.code_use import counted_codes, counted_indices
-from taming.models.codes import size_of_codes
+from taming.models.codes import codes_of, size_of_codes
 from taming.models.first_stage import FirstStage, GivesLatents
 
 HISTOGRAM, CODES, LATENTS = "histogram", "codes", "latents"
@@ -83,8 +83,7 @@ class FeatureKinds:
                 indices = counted_indices(model.quantize, codes, size)
                 features[HISTOGRAM] = shares(indices, counted_codes(model.quantize))
             if CODES in self.names:
-                codes, *_ = model.encode(x)  # (B, c, h, w)
-                features[CODES] = pooled(codes, self.grid)
+                features[CODES] = pooled(codes_of(model, x), self.grid)
             if LATENTS in self.names and isinstance(model, GivesLatents):
                 features[LATENTS] = pooled(model.encode_to_prequant(x), self.grid)
         return features

@@ -26,7 +26,7 @@ from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, LoadedFirstStage
 from taming.evaluation.tasks.report import SEED, WEIGHTS, read_labeled, similar_groups
-from taming.models.codes import Size, split_levels
+from taming.models.codes import Size, codes_of, split_levels
 from taming.modules.vqvae.codebook import CodeTable, SeveralLevels, index_count
 
 BY = "FID by a small classifier of the training images: comparable within this data alone"
@@ -102,7 +102,7 @@ def evaluate(
     first = next(iter(images.batches(1)))[0]
     x = model_input(first.pixels[None], stage.model.channels)
     quantizer, indices = stage.model.quantize, stage.model.encode_to_indices(x)
-    _, _, height, width = stage.model.encode(x)[0].shape
+    _, _, height, width = codes_of(stage.model, x).shape
     bits = bits_of(quantizer, indices, (height, width))
     return Evaluated(numbers, bits / (height * width), bits, result.reconstructions)
 

@@ -23,6 +23,7 @@ from taming.evaluation.sources.images import (
     SourceImage,
     loaded,
 )
+from taming.evaluation.sources.npz_images import NpzImages
 from taming.evaluation.sources.run import RunSource
 from tests.kit.datasets import Items, Noise
 from tests.kit.images import image_classes, image_folder, image_sizes, noise, ramps, write_turned
@@ -233,6 +234,12 @@ def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
     sources = [FolderSource(image_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
     assert sources[0].content_key() != sources[1].content_key()
     assert sources[0].fingerprint() == sources[1].fingerprint()
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    for name, labels in (("a", [0, 1]), ("b", [1, 0])):
+        np.savez(tmp_path / f"{name}.npz", arr_0=images, arr_1=np.array(labels))
+    arrays = [NpzImages(tmp_path / f"{name}.npz", workers=0) for name in ("a", "b")]
+    assert arrays[0].content_key() != arrays[1].content_key()
+    assert arrays[0].fingerprint() == arrays[1].fingerprint()
 
 
 def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
