@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_clip import CLIPVisual
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from taming.evaluation.metrics.clip import Clip
 from taming.evaluation.metrics.dinov2 import DinoV2, VisionTransformer
 from taming.evaluation.metrics.small_classifier import SmallClassifier, SmallClassifierExtractor
 
@@ -105,6 +107,12 @@ def dinov2() -> DinoV2:
         return DinoV2("dinov2-vit-s-14", ["dinov2"], "weights.pth")
 
 
+def clip() -> Clip:
+    """CLIP's image network of one block, without its weights' file."""
+    with patch.object(torch, "load", return_value=clip_state(side=64, patch=16)):
+        return Clip("clip-vit-b-16", ["clip"], "weights.pth")
+
+
 def small_classifier_extractor() -> SmallClassifierExtractor:
     """The extractor of a classifier of one's own, without its weights' file."""
     network = SmallClassifier(3, side=16, width=8)
@@ -138,13 +146,17 @@ def write_clip_weights(
     path: Path, width: int = 64, layers: int = 1, patch: int = 112, side: int = 336
 ) -> Path:
     """Write random weights of CLIP's image network, as TorchScript like the published ones."""
-    from torch_fidelity.feature_extractor_clip import CLIPVisual
+    torch.jit.script(_tree(clip_state(width, layers, patch, side))).save(str(path))
+    return path
 
+
+def clip_state(
+    width: int = 64, layers: int = 1, patch: int = 112, side: int = 336
+) -> dict[str, Tensor]:
+    """Random weights of CLIP's image network under the published names."""
     torch.manual_seed(2)
     module = CLIPVisual(16, side, layers, width, patch)
-    root = _tree(module.state_dict() | {"text_projection": torch.zeros(16, 16)})
-    torch.jit.script(root).save(str(path))
-    return path
+    return module.state_dict() | {"text_projection": torch.zeros(16, 16)}
 
 
 class _Node(nn.Module):

@@ -49,7 +49,7 @@ from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
 from taming.modules.vqvae.residual import ResidualQuantizer
 from taming.modules.vqvae.scales import Phi
 from taming.modules.vqvae.simvq import SimVQ
-from tests.kit.extractor import dinov2, inception, small_classifier_extractor
+from tests.kit.extractor import clip, dinov2, inception, small_classifier_extractor
 from tests.kit.models import (
     DALLE,
     GAN_LOSS,
@@ -148,6 +148,7 @@ NETWORKS = {
     "ConvNeXt": Part(lambda: logit_distance("convnext_small"), of_images(count=2), quick=False),
     "Inception": Part(inception, pixels, quick=False),
     "DINOv2": Part(dinov2, pixels, quick=False),
+    "CLIP's images": Part(clip, pixels, quick=False),
     "classifier as extractor": Part(small_classifier_extractor, pixels),
     "SyncedBatchNorm2d": Part(lambda: SyncedBatchNorm2d(3), of_images()),
     "ActNorm": Part(lambda: after_first_batch(ActNorm(3, logdet=True)), of_images()),

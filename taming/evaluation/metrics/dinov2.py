@@ -90,6 +90,8 @@ class DinoV2(FeatureExtractorBase):
     """
 
     INPUT_IMAGE_SIZE = 224
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -101,12 +103,14 @@ class DinoV2(FeatureExtractorBase):
         super().__init__(name, features_list)
         weights = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
         self.model = VisionTransformer.of_weights(weights)
+        for part, values in (("mean", MEAN), ("deviation", DEVIATION)):
+            self.register_buffer(part, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)
         x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size, align_corners=False)
-        mean, deviation = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
-        return tuple(self.model((x / 255 - mean) / deviation).float() for _ in self.features_list)
+        x = (x / 255 - self.mean) / self.deviation
+        return tuple(self.model(x).float() for _ in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:

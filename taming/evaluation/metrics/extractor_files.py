@@ -27,6 +27,13 @@ OWN_CLASSES = {
         f"dinov2-vit-{size}-14": "taming.evaluation.metrics.dinov2:DinoV2"
         for size in ("s", "b", "l")
     },
+    **{
+        f"clip-{network}": "taming.evaluation.metrics.clip:Clip"
+        for network in (
+            *("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64"),
+            *("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336px"),
+        )
+    },
 }
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth"
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taming.checkpoint import read_checkpoint
+from taming.checkpoint import is_program, read_checkpoint, read_program
 from taming.devices import computing_in, dtype_name, keep_precise
 from taming.downloads import file_hash
 from taming.errors import UserError
@@ -157,12 +157,15 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
         return module.requires_grad_(False).eval()
 
     try:
-        if path is None or not _is_torch_fidelitys(name) or name.startswith("clip-"):
-            return create(path)  # CLIP's files are TorchScript, not pickles
+        if path is None or not _is_torch_fidelitys(name):
+            return create(path)
         with tempfile.TemporaryDirectory() as folder:
-            # torch-fidelity opens any pickle, which could run code: it gets what ours has read.
+            # torch-fidelity opens any pickle, which could run code: it gets what ours has read, of
+            # programs of TorchScript, as CLIP's files are, the tensors alone.
             plain = Path(folder) / "plain.pth"
-            torch.save(read_checkpoint(path)["state_dict"], plain)
+            runs = is_program(path)
+            tensors = read_program(path) if runs else read_checkpoint(path)["state_dict"]
+            torch.save(tensors, plain)
             return create(plain)
     except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = _first_sentence(error)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 
 from taming.errors import UserError
 from taming.evaluation.metrics.dinov2 import VisionTransformer
@@ -88,8 +89,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Extractor(NAME, weights=tmp_path / "other.pth")
 
 
-def test_clip_gets_the_middle_of_images(tmp_path: Path) -> None:
-    path = write_clip_weights(tmp_path / "clip.pt")
+def test_clip_gets_the_middle_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, name = write_clip_weights(tmp_path / "clip.pt"), "clip-vit-l-14-336px"
+    theirs = FeatureExtractorCLIP(name, ["clip"], str(path), verbose=False)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("a program is run"))
+    assert torch.equal(Extractor(name, weights=path)(PICTURES)["clip"], theirs(PICTURES)[0])
     extractor = Extractor("clip-vit-l-14-336px", weights=path, resize=CMMD)
     found = extractor(PICTURES)["clip"]
     assert found.shape == (2, 16) and found.std() > 0
