@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Classify samples of classes.", EvaluationArguments)
     parser.usage = "%(prog)s SAMPLES --judge CLASSIFIER [flags]"
-    parser.add_argument("--judge", required=True, help="resnet101, resnet18:FILE, small:FILE")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        help="resnet101, resnet101@IMAGENET1K_V1, resnet18:FILE, small:FILE",
+    )
     add_set_flags(parser, [SAMPLES])
     args, names, overrides = parse_sets(parser, argv, most=1)
     if not names:

@@ -63,7 +63,9 @@ class SamplingPlan:
         1.0, "keep this share, by the classifier", hidden=("--reject-ratio",)
     )
     classifier: str | None = flag(
-        None, "torchvision model, as resnet101, or with own weights: resnet18:FILE"
+        None,
+        "torchvision model, as resnet101 or resnet101@IMAGENET1K_V1, or with own weights: "
+        "resnet18:FILE",
     )
     reject_pool: str = flag(
         GROUP,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from taming.errors import UserError
 from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -126,34 +129,29 @@ def scored(samples: Iterable[Sample], score: Score) -> Iterator[tuple[Sample, fl
 class Classifier:
     """How probable an image's class is to a torchvision classifier.
 
-    `name` is a torchvision model with its published weights, `resnet101`; or with weights of its
-    own, `resnet18:FILE`, whose outputs are the model's classes in their order.
+    `name` is a torchvision model with its newest published weights, `resnet101`, or with others,
+    `resnet101@IMAGENET1K_V1`; or with weights of its own, `resnet18:FILE`, whose outputs are the
+    model's classes in their order. Images are resized and cropped as the published weights want.
 
     Raises:
         UserError: for an unknown name, or weights that are not there or do not fit.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from torchvision import models  # takes long, and is needed for rejection only
-
-        architecture, _, file = name.partition(":")
-        known = models.list_models(module=models)
-        if architecture not in known:
-            close = did_you_mean(architecture, known) or "; try resnet101"
-            raise UserError(f"torchvision has no classifier '{architecture}'{close}")
-        weights = models.get_model_weights(architecture).DEFAULT
+        network, _, file = name.partition(":")
+        weights = _published(network)
         self.transform = weights.transforms(antialias=True)
-        self.network, self.device = self._load(architecture, file).to(device).eval(), device
+        self.network, self.device = self._load(network, file).to(device).eval(), device
 
     @staticmethod
     def missing_file(name: str) -> Path | None:
         """Where published weights of a classifier would be fetched to; None if they are there."""
-        path = None if ":" in name else _published_file(name)
+        path = None if ":" in name else _file_of(_published(name))
         return None if path is None or path.is_file() else path
 
     @staticmethod
-    def _load(architecture: str, file: str) -> nn.Module:
-        return _with_file(architecture, file) if file else _with_published(architecture)
+    def _load(network: str, file: str) -> nn.Module:
+        return _with_file(network, file) if file else _with_published(network)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -169,52 +167,69 @@ class Classifier:
         return probabilities.gather(1, labels.to(self.device)[:, None])[:, 0]
 
 
-def _published_file(architecture: str) -> Path:
-    """Where torchvision keeps the published weights of a classifier."""
+def _published(network: str) -> WeightsEnum:
+    """torchvision's weights of `resnet101`, or of `resnet101@IMAGENET1K_V1`; UserError if it has
+    none of that name."""
+    from torchvision import models  # takes long, and is needed for rejection only
+
+    architecture, at, version = network.partition("@")
+    known = models.list_models(module=models)
+    if architecture not in known:
+        close = did_you_mean(architecture, known) or "; try resnet101"
+        raise UserError(f"torchvision has no classifier '{architecture}'{close}")
+    weights = models.get_model_weights(architecture)
+    if not at:
+        return weights.DEFAULT
+    if version not in weights.__members__:
+        names = ", ".join(weights.__members__)
+        raise UserError(f"{architecture} has no weights '{version}'; there are {names}")
+    return weights[version]
+
+
+def _file_of(weights: WeightsEnum) -> Path:
+    """Where torchvision keeps published weights."""
+    return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
+
+
+def _with_file(network: str, file: str) -> nn.Module:
     from torchvision import models
 
-    url = models.get_model_weights(architecture).DEFAULT.url
-    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
-
-
-def _with_file(architecture: str, file: str) -> nn.Module:
-    from torchvision import models
-
+    architecture = network.partition("@")[0]
     state = choose(read_content(file), file).tensors
     try:
         with torch.device("meta"):
             last = list(models.get_model(architecture, weights=None).state_dict())[-1]
         # By its name: files of safetensors have their tensors in the order of the alphabet.
         sizes = {"num_classes": len(state[last])} if last in state else {}
-        network: nn.Module = models.get_model(architecture, weights=None, **sizes)
-        network.load_state_dict(state)
+        made: nn.Module = models.get_model(architecture, weights=None, **sizes)
+        made.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
-    return network
+    return made
 
 
-def _with_published(architecture: str) -> nn.Module:
+def _with_published(network: str) -> nn.Module:
     from torchvision import models
 
-    path = _published_file(architecture)
+    weights = _published(network)
+    path = _file_of(weights)
     there = path.is_file()
-    other = f"name a file of them as {architecture}:FILE"
+    other = f"name a file of them as {network}:FILE"
     try:
-        network: nn.Module = models.get_model(architecture, weights="DEFAULT")
+        made: nn.Module = models.get_model(network.partition("@")[0], weights=weights)
     except OSError as error:
         raise UserError(
-            f"the weights of {architecture} could not be fetched ({error}); {other}"
+            f"the weights of {network} could not be fetched ({error}); {other}"
         ) from None
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         damaged = f"{path} is damaged" if there else "what was fetched is not what was published"
         again = "delete it" if there else "try again"
         raise UserError(
-            f"the weights of {architecture} cannot be used, as {damaged} ({reason}); {again}, or "
-            f"{other}"
+            f"the weights of {network} cannot be used, as {damaged} ({reason}); {again}, or {other}"
         ) from None
-    return network
+    return made
 
 
 def require_known(label: int, probabilities: Tensor) -> None:

@@ -134,6 +134,12 @@ def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
         Classifier(f"resnet18:{tmp_path / 'own.pth'}", CPU)
 
 
+def test_images_are_resized_as_the_named_weights_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "_load", lambda *_: torch.nn.Identity())
+    names = ("resnet101", "resnet101@IMAGENET1K_V1", "resnet101@IMAGENET1K_V1:own.pth")
+    assert [Classifier(name, CPU).transform.resize_size for name in names] == [[232], [256], [256]]
+
+
 def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no classifier 'resnet1'; did you mean 'resnet18'"):
         Classifier("resnet1", CPU)
@@ -151,7 +157,12 @@ def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     with pytest.raises(UserError, match=sentence):
         Classifier("resnet101", CPU)
-    assert fetched == [("resnet101", {"weights": "DEFAULT"})]
+    assert fetched == [("resnet101", {"weights": models.ResNet101_Weights.DEFAULT})]
+    with pytest.raises(UserError, match="name a file of them as resnet101@IMAGENET1K_V1:FILE"):
+        Classifier("resnet101@IMAGENET1K_V1", CPU)
+    assert fetched[1] == ("resnet101", {"weights": models.ResNet101_Weights.IMAGENET1K_V1})
+    with pytest.raises(UserError, match="no weights 'V3'; there are IMAGENET1K_V1, IMAGENET1K_V2"):
+        Classifier("resnet101@V3", CPU)
     with pytest.raises(UserError, match="there is no checkpoint"):
         Classifier(f"resnet18:{tmp_path}/nothing.pth", CPU)
 

@@ -318,7 +318,8 @@ def test_what_is_missing_is_said(
     with pytest.raises(SystemExit):
         main(["cin_4", "--model", f"cin_transformer={run}", "--data", f"cin_mixed_k_a005={data}"])
     said = capsys.readouterr()
-    assert re.search(r"there is no .*resnet101-\w+\.pth; fetch it with python -c ", said.out)
+    fetch = r"fetch it with python -c .*resnet101\(weights='IMAGENET1K_V1'\)"
+    assert re.search(rf"there is no .*resnet101-63fe2227\.pth; {fetch}", said.out)
 
 
 def test_one_that_fails_does_not_stop_the_others(

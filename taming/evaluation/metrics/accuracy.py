@@ -95,8 +95,8 @@ class LoadedClassifier:
 
 
 def load_classifier(name: str, device: torch.device) -> LoadedClassifier:
-    """`resnet101`, or any torchvision classifier; `resnet18:FILE` with weights of one's own; or
-    `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
+    """`resnet101`, or any torchvision classifier, see `Classifier`; `resnet18:FILE` with weights of
+    one's own; or `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
 
     Raises UserError for an unknown name, or weights that are not there or do not fit.
     """

@@ -52,7 +52,12 @@ BY_CLASS = (
     Parameter("training_days", 45.8, f"{PAPER}: on one A100"),
 )
 REJECTED = (
-    Parameter("classifier", "resnet101", SUPPLEMENT),
+    Parameter(
+        "classifier",
+        "resnet101@IMAGENET1K_V1",
+        f"{SUPPLEMENT}: a ResNet-101; its weights are {NOT_PUBLISHED}: here torchvision's of the "
+        "paper's time",
+    ),
     Parameter(
         "reject_pool",
         "class",

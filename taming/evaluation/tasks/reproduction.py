@@ -149,10 +149,11 @@ class Reproduction:
         if name is None or self._given("classifier") is not None:
             return
         if (path := Classifier.missing_file(str(name))) is not None:
-            fetch = f"import torchvision; torchvision.models.{name}(weights='DEFAULT')"
+            network, _, version = str(name).partition("@")
+            fetch = f"torchvision.models.{network}(weights='{version or 'DEFAULT'}')"
             yield (
-                f'there is no {path}; fetch it with python -c "{fetch}", or name a file: '
-                f"-- --classifier {name}:FILE"
+                f'there is no {path}; fetch it with python -c "import torchvision; {fetch}", or '
+                f"name a file: -- --classifier {name}:FILE"
             )
 
     @property

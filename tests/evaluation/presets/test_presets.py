@@ -83,6 +83,9 @@ def test_every_parameter_has_its_source(entry: Preset) -> None:
     assert entry.script is not None or entry.note
 
 
+RESNET = "resnet101@IMAGENET1K_V1"
+
+
 @pytest.mark.parametrize("entry", TABLES["Table 4, classes of ImageNet"][:9], ids=lambda e: e.name)
 def test_rows_of_table_4_set_all_of_their_protocol(entry: Preset) -> None:
     for name, value in (
@@ -95,7 +98,7 @@ def test_rows_of_table_4_set_all_of_their_protocol(entry: Preset) -> None:
     ):
         assert entry.parameter(name) == value
     rejected = entry.parameter("reject_ratio") != 1
-    assert entry.parameter("classifier") == ("resnet101" if rejected else None)
+    assert entry.parameter("classifier") == (RESNET if rejected else None)
     assert entry.parameter("reject_pool") == ("class" if rejected else None)
 
 
@@ -165,7 +168,7 @@ def test_flags_after_a_preset_count(
     args, _ = parser.parse_known_args(words)
     assert preset("cin_mixed_k_a005").overridden(vars(args)) == {"num_samples": "3"}
     assert (args.num_samples, args.top_k, args.reject_ratio) == (3, MIXED, 0.05)
-    assert (args.reject_pool, args.classifier, args.split) == ("class", "resnet101", "train")
+    assert (args.reject_pool, args.classifier, args.split) == ("class", RESNET, "train")
     assert with_preset(parser, ["-n", "3"], evaluate_fid.SCRIPT) == ["-n", "3"]
 
 

@@ -116,7 +116,9 @@ def test_the_spread_of_the_rfid_draws_images_with_their_reconstructions(
     with torch.no_grad():
         copies = to_pixels(stage(to_values(images))[0])
     rows = [extractor(pixels)["16"] for pixels in (copies, images)]
-    times = torch.from_numpy(times_in_sets(torch.arange(6), 4))
+    drawn = FirstStageEvaluator(extractor=extractor, rfid_resamples=4).describe()
+    seed = drawn["rfid_resamples_seed"]
+    times = torch.from_numpy(times_in_sets(torch.arange(6), 4, seed))
     distances = [
         frechet_distance(*(moments_of(r.repeat_interleave(column, dim=0)) for r in rows))
         for column in times.T
