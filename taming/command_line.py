@@ -81,7 +81,8 @@ class Parser(argparse.ArgumentParser):
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
         weights, parts = values.get("weight_set"), tuple(values.get("weight_parts", ()))
-        if "extractor_weights" in values and weights is not None and _is_file_name(weights):
+        names = set((weights or RAW).split(","))
+        if "extractor_weights" in values and not names <= {RAW, EMA, INT8}:
             if (named := values["extractor_weights"]) is not None:
                 self.error(f"--weights {weights} and --extractor_weights {named} both name a file")
             values.update(extractor_weights=Path(weights))  # as it was called before
@@ -112,11 +113,6 @@ class Parser(argparse.ArgumentParser):
         close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("-") else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.error(f"unknown argument {word}{hint}")
-
-
-def _is_file_name(weights: str) -> bool:
-    """Whether a value of `--weights` is none of its words, nor a list of them."""
-    return not {RAW, EMA, INT8}.issuperset(weights.split(","))
 
 
 class _Asked(BaseException):
