@@ -43,10 +43,10 @@ def _datasets(config: DictConfig) -> Iterator[tuple[DictConfig, dict[str, Any]]]
         place = f"data.params.{split}"
         section = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if isinstance(section, DictConfig) and isinstance(section.get("params"), DictConfig):
-            yield section.params, _defaults(str(section.get("target")))
+            yield section.params, defaults_of(str(section.get("target")))
 
 
-def _defaults(target: str) -> dict[str, Any]:
+def defaults_of(target: str) -> dict[str, Any]:
     """Of the constructors of a class and its bases; none for what cannot be imported."""
     try:
         cls = get_obj_from_str(target)
