@@ -192,7 +192,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[tuple[int, int, str]]:
     for path in filter(Path.is_file, paths):
         try:
             yield _step(path), path.stat().st_mtime_ns, path.name
-        except DamagedFileError:
+        except UserError:  # damaged, or somebody's without weights
             continue
 
 
