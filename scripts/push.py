@@ -27,7 +27,6 @@ from taming.sampling.requests import sampling_script
 from taming.shipped import subcommand_of
 from taming.weight_choice import weight_choice
 
-
 BASE = "merged over the run's configs"
 
 
@@ -43,7 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--license", type=str.lower, help="of the weights, as the hub calls it: mit, cc-by-4.0"
     )
-    parser.add_argument("--tags", nargs="+", action=Extend, default=[], help="further tags of the card")
+    parser.add_argument(
+        "--tags", nargs="+", action=Extend, default=[], help="further tags of the card"
+    )
     parser.add_argument("--private", action="store_true", help="if the repository is made")
     parser.add_argument("--revision", help="the branch to upload to (default: main)")
     parser.add_argument(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taming.config import get_obj_from_str
 from taming.errors import UserError
+from taming.signatures import signature_of
 
 BEFORE = {"exif": "ignore"}  # options of datasets: what they did before they were options
 SPLITS = ("train", "validation", "test")
@@ -56,7 +57,7 @@ def defaults_of(target: str) -> dict[str, Any]:
     for base in cls.__mro__ if inspect.isclass(cls) else ():
         constructor = vars(base).get("__init__")
         if inspect.isfunction(constructor):
-            parameters = inspect.signature(constructor).parameters
+            parameters = signature_of(constructor).parameters
             for name, parameter in parameters.items():
                 defaults.setdefault(name, parameter.default)
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):

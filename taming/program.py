@@ -246,7 +246,9 @@ def configs(argv: Sequence[str]) -> None:
     """Print the names of the shipped configs, or copy some; UserError for one that is not there."""
     parser = Parser(description=OWN[CONFIGS])
     parser.add_argument("--list", action="store_true", help="print the names")
-    parser.add_argument("--copy", nargs="+", action=Extend, default=[], metavar="NAME", help="copy these")
+    parser.add_argument(
+        "--copy", nargs="+", action=Extend, default=[], metavar="NAME", help="copy these"
+    )
     parser.add_argument(
         "--outdir", "-o", type=Path, default=Path(), help="where to (default: here)"
     )

@@ -104,7 +104,9 @@ def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
     path = normal_path(path)
     folder = run_folder_of(path)
     begun = path.is_dir() and any(folder.glob("configs/*-project.yaml"))
-    return (folder, tuple(own_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+    return (
+        (folder, tuple(own_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+    )
 
 
 def normal_path(path: str | Path) -> Path:

@@ -115,7 +115,9 @@ def old_array(numbers: np.ndarray[Any, Any], protocol: int, scalar: bool = False
         return start + b"scalar\n(" + kind + text(numbers.tobytes()) + b"tR."
     made = b"_reconstruct\n(cnumpy\nndarray\n(I0\nt" + text(b"b") + b"tR"
     sides = b"".join(b"I%d\n" % side for side in numbers.shape)
-    return start + made + b"(I1\n(" + sides + b"t" + kind + b"I00\n" + text(numbers.tobytes()) + b"tb."
+    return (
+        start + made + b"(I1\n(" + sides + b"t" + kind + b"I00\n" + text(numbers.tobytes()) + b"tb."
+    )
 
 
 @pytest.mark.parametrize("protocol", [0, 2])
