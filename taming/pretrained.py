@@ -98,8 +98,8 @@ def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile
     query = urllib.parse.urlencode({"path": folder})
     with _open(f"{server}/api/v2.1/share-links/{token}/dirents/?{query}") as response:
         try:
-            entries = json.load(response)["dirent_list"]
-        except (ValueError, KeyError):
+            entries = list(json.load(response)["dirent_list"])
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{server}/d/{token}/ does not list its files as expected") from None
     files: list[RemoteFile] = []
     for entry in entries:

@@ -65,6 +65,11 @@ def test_the_name_of_a_published_model_is_its_folder(
     (folder / RECORD).write_text('{"complete": false, "files": {}}')  # a download that broke off
     with pytest.raises(UserError, match=missing):
         find_run(name)
+    entry = '{"complete": true, "files": {"x": %s}}'
+    for damaged in ("{}", "[]", "3", "{", '{"complete": 1, "files": {}}', entry % 3, entry % "{}"):
+        (folder / RECORD).write_text(damaged)
+        with pytest.raises(UserError, match=f"{RECORD} is damaged; delete it to have"):
+            find_run(name)
     (folder / RECORD).write_text('{"complete": true, "files": {}}')
     assert find_run(name).folder == folder
     assert find_run(make_run(tmp_path / name)).folder == tmp_path / name  # the user's comes first
