@@ -17,15 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
-from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_size
+from taming.command_line import Extend, Parser, add_trust_flag, add_weight_flags, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
 from taming.export.foreign import FOREIGN, to_layout
 from taming.export.onnx import to_onnx
-from taming.export.weights import save_weights
+from taming.export.weights import save_weights, weights_of
 from taming.models.cond_transformer import Net2NetTransformer
 
 TARGET = "the file to write; of diffusers, from_diffusers and onnx a folder, which is made"
+BASE = "merged over the run's configs"
 FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx", *FOREIGN)
 
 
@@ -37,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="IN", help="the run: its folder or checkpoint")
     parser.add_argument("target", metavar="OUT", help=TARGET)
     parser.add_argument(
-        "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
+        "-b", "--base", nargs="*", action=Extend, default=[], metavar="YAML", help=BASE
     )
     parser.add_argument("--size", type=parse_size, help="height,width of the images of ONNX graphs")
     return parser
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from_diffusers(args.source, args.target)
     elif args.format == "safetensors":
         model, run, _ = load_run(args.source, args.base)
-        save_weights(model.state_dict(), args.target, run.model)
+        save_weights(weights_of(model), args.target, run.model)
         place = args.target
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)

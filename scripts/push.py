@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import nn
 
 from taming.checkpoint import HubName, Run, load_run, run_config
-from taming.command_line import Parser, add_trust_flag, add_weight_flags
+from taming.command_line import Extend, Parser, add_trust_flag, add_weight_flags
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.model_card import Card, results_of
@@ -27,6 +27,8 @@ from taming.sampling.requests import sampling_script
 from taming.shipped import subcommand_of
 from taming.weight_choice import weight_choice
 
+BASE = "merged over the run's configs"
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Upload a run to the Hugging Face Hub, with its results.")
@@ -35,12 +37,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="RUN", help="the run: its folder or checkpoint")
     parser.add_argument("target", metavar="OWNER/NAME", help="the repository on the hub")
     parser.add_argument(
-        "-b", "--base", nargs="+", default=[], metavar="YAML", help="merged over the run's configs"
+        "-b", "--base", nargs="+", action=Extend, default=[], metavar="YAML", help=BASE
     )
     parser.add_argument(
         "--license", type=str.lower, help="of the weights, as the hub calls it: mit, cc-by-4.0"
     )
-    parser.add_argument("--tags", nargs="+", default=[], help="further tags of the card")
+    parser.add_argument(
+        "--tags", nargs="+", action=Extend, default=[], help="further tags of the card"
+    )
     parser.add_argument("--private", action="store_true", help="if the repository is made")
     parser.add_argument("--revision", help="the branch to upload to (default: main)")
     parser.add_argument(

@@ -27,6 +27,7 @@ from taming.errors import UserError, is_full, reason_of
 _NUMBERS = itertools.count()
 # Those of older versions have no host and no number.
 _PARTIAL = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)(?:-\d+)?\.partial")
+_LONGEST = 255  # bytes of a name
 # A file of another machine, whose processes cannot be seen, is left over if it has not grown.
 _ABANDONED_AFTER = 3600.0
 # Of Windows: PROCESS_QUERY_LIMITED_INFORMATION, ERROR_ACCESS_DENIED, and the code of what runs.
@@ -79,9 +80,12 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
 def temporary_path(path: Path) -> Path:
     """A name beside `path` that no other process or thread uses.
 
-    It is in the same folder, as only a rename within one file system is atomic.
+    It is in the same folder, as only a rename within one file system is atomic; of a long name, it
+    has as much as file systems take.
     """
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.partial")
+    end = f".{_host()}-{os.getpid()}-{next(_NUMBERS)}.partial"
+    room = _LONGEST - 1 - len(os.fsencode(end))
+    return path.with_name(f".{os.fsencode(path.name)[:room].decode('utf-8', 'ignore')}{end}")
 
 
 def _host() -> str:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taming.config import get_obj_from_str
 from taming.errors import UserError
+from taming.signatures import signature_of
 
 BEFORE = {"exif": "ignore"}  # options of datasets: what they did before they were options
 SPLITS = ("train", "validation", "test")
@@ -43,10 +44,10 @@ def _datasets(config: DictConfig) -> Iterator[tuple[DictConfig, dict[str, Any]]]
         place = f"data.params.{split}"
         section = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if isinstance(section, DictConfig) and isinstance(section.get("params"), DictConfig):
-            yield section.params, _defaults(str(section.get("target")))
+            yield section.params, defaults_of(str(section.get("target")))
 
 
-def _defaults(target: str) -> dict[str, Any]:
+def defaults_of(target: str) -> dict[str, Any]:
     """Of the constructors of a class and its bases; none for what cannot be imported."""
     try:
         cls = get_obj_from_str(target)
@@ -56,7 +57,7 @@ def _defaults(target: str) -> dict[str, Any]:
     for base in cls.__mro__ if inspect.isclass(cls) else ():
         constructor = vars(base).get("__init__")
         if inspect.isfunction(constructor):
-            parameters = inspect.signature(constructor).parameters
+            parameters = signature_of(constructor).parameters
             for name, parameter in parameters.items():
                 defaults.setdefault(name, parameter.default)
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):

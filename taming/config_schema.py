@@ -115,7 +115,7 @@ def _with_nested(value: Any, hint: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     for rule in rules_of(hint):
-        if isinstance(rule, Builds):
+        if isinstance(rule, Builds) and rule.kind:
             if not rule.dispensable or is_installed(value.get("target")):
                 check_node(value, "", rule.kind)
         elif isinstance(rule, Arguments):

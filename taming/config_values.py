@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from typing_extensions import Unpack
 
 from taming.run_length import percent
+from taming.signatures import signature_of
 from taming.user_files import with_home
 
 # ---------------------------------------------------------------------- what hints say
@@ -76,12 +77,10 @@ class Length:
 
 @dataclass(frozen=True)
 class Builds:
-    """The value is a config, `target` and `params`, of what is of a kind of `taming.config`.
+    """The value is a config, `target` and `params`, of what is of a kind of `taming.config`; or of
+    what checks it where it is made. The `dispensable` may be of a package that is not installed."""
 
-    What is `dispensable` may be of a package that is not installed.
-    """
-
-    kind: str
+    kind: str | None = None
     dispensable: bool = False
 
 
@@ -109,7 +108,7 @@ AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
 ScheduleConfig = Annotated[Mapping[str, Any], Builds("schedule")]
-TransformConfig = Annotated[Mapping[str, Any], Builds("transform")]
+TransformConfig = Annotated[Mapping[str, Any], Builds()]
 DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -281,7 +280,7 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
         return {}, [], False
     for function in [vars(cls)["__init__"] for cls in lineage] or [target]:
         try:
-            parameters = list(inspect.signature(function).parameters.values())
+            parameters = list(signature_of(function).parameters.values())
         except ValueError:  # of a class that is written in C
             return {}, [], True
         parameters = parameters[inspect.isclass(target) :]

@@ -29,10 +29,9 @@ _limited: ContextVar[bool] = ContextVar("limited", default=False)
 
 def peak_memory() -> int | None:
     """Bytes of memory that this process has had at most; None on Windows."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # `getrusage` counts what a parent had when it started this process, too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
+    with suppress(OSError, ValueError, IndexError):  # other systems, and some containers
+        # `getrusage` counts what a parent had when it started this process, too.
+        return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     try:
         import resource  # which Windows lacks
     except ImportError:

@@ -21,6 +21,7 @@ from typing import Any
 
 from taming.atomic_files import atomic_path, write_text
 from taming.checkpoint import find_run, read_checkpoint
+from taming.checkpoint.own_configs import own_configs
 from taming.checkpoint.recognition import model_of_weights
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
@@ -32,7 +33,7 @@ from taming.published_models import (
     published_models,
     read_record,
 )
-from taming.user_files import DAMAGED_ARCHIVE, YAMLS, yamls_in
+from taming.user_files import DAMAGED_ARCHIVE, YAMLS
 
 __all__ = [
     "Published",
@@ -97,8 +98,8 @@ def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile
     query = urllib.parse.urlencode({"path": folder})
     with _open(f"{server}/api/v2.1/share-links/{token}/dirents/?{query}") as response:
         try:
-            entries = json.load(response)["dirent_list"]
-        except (ValueError, KeyError):
+            entries = list(json.load(response)["dirent_list"])
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{server}/d/{token}/ does not list its files as expected") from None
     files: list[RemoteFile] = []
     for entry in entries:
@@ -183,10 +184,11 @@ def _add_config(name: str, folder: Path) -> None:
 def lacks_config(folder: Path) -> bool:
     """Whether a downloaded model has no config, neither its own nor one of this package, and its
     tensors do not tell what it is."""
-    if yamls_in(folder) or yamls_in(folder / "configs"):
+    if own_configs(folder):
         return False
     try:
-        model_of_weights(find_run(folder).checkpoint)
+        if not (run := find_run(folder)).configs:
+            model_of_weights(run.checkpoint)
     except UserError:
         return True
     return False

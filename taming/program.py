@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import taming
 from taming.atomic_files import check_place
-from taming.command_line import Parser
+from taming.command_line import Extend, Parser
 from taming.completion_script import SHELLS, completion_script, words_of
 from taming.errors import UserError, command
 from taming.imports import many_imports
@@ -246,7 +246,9 @@ def configs(argv: Sequence[str]) -> None:
     """Print the names of the shipped configs, or copy some; UserError for one that is not there."""
     parser = Parser(description=OWN[CONFIGS])
     parser.add_argument("--list", action="store_true", help="print the names")
-    parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="copy these")
+    parser.add_argument(
+        "--copy", nargs="+", action=Extend, default=[], metavar="NAME", help="copy these"
+    )
     parser.add_argument(
         "--outdir", "-o", type=Path, default=Path(), help="where to (default: here)"
     )

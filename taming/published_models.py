@@ -49,11 +49,21 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {"complete": False, "files": {}}
     try:
         record = json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
-    if not isinstance(record, dict) or not {"complete", "files"} <= record.keys():
+    if not _is_record(record):
         raise UserError(f"{path} is damaged; delete it to have hashes recorded anew")
-    return record
+    made: dict[str, Any] = record
+    return made
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("complete"), bool):
+        return False
+    files = record.get("files")
+    return isinstance(files, dict) and all(
+        isinstance(known, dict) and {"size", "sha256"} <= known.keys() for known in files.values()
+    )
 
 
 def has_begun(folder: Path) -> bool:

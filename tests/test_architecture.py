@@ -39,7 +39,7 @@ written = cache(ast.unparse)
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
-GROUND |= {"freed_memory", "imports", "shipped"}
+GROUND |= {"freed_memory", "imports", "shipped", "signatures"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -54,6 +54,7 @@ LEAVES = GROUND | {
 ALLOWED = {
     "errors": set(),
     "user_files": set(),
+    "signatures": set(),
     "words": set(),
     "imports": set(),
     "shipped": {"errors", "user_files"},
@@ -79,7 +80,7 @@ ALLOWED = {
     "kernel_choice": {"atomic_files", "devices", "errors"},
     "config_files": {"config_values", "errors", "shipped", "trust"},
     "limits": {"errors"},
-    "config_values": {"run_length", "user_files"},
+    "config_values": {"run_length", "signatures", "user_files"},
     "config_names": {"config_files", "errors", "trust"},
     "config_targets": {"config_values", "errors", "trust", "user_code"},
     "config_schema": {"config_targets", "config_values", "errors"},
@@ -88,7 +89,7 @@ ALLOWED = {
         *("config_files", "config_keys", "config_names", "config_schema", "config_targets"),
         *("config_values", "errors", "limits", "user_code"),
     },
-    "config_before": {"config", "errors"},
+    "config_before": {"config", "errors", "signatures"},
     "lr_scheduler": {"config", "config_values", "errors", "run_length", "user_code"},
     "run_length": {"errors"},
     "lightning_internals": set(),

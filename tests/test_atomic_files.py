@@ -73,6 +73,21 @@ def test_impossible_names_are_one_sentence(tmp_path: Path) -> None:
             raise AssertionError("it was opened")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["あ" * 80 + ".png", "a" * 255, "a" * 230, "aé" * 85, "x.png"],
+    ids=lambda name: str(len(name)),
+)
+def test_names_may_be_as_long_as_file_systems_take(name: str, tmp_path: Path) -> None:
+    with atomic_path(tmp_path / name) as partial:
+        partial.touch()
+        assert partial.exists() and remove_leftovers(tmp_path) == [partial]  # is known as such
+        partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    one, other = temporary_path(tmp_path / name), temporary_path(tmp_path / name)
+    assert one != other and all(part in one.name for part in (name[:20], ".partial"))
+
+
 def test_only_files_are_replaced(tmp_path: Path) -> None:
     """A device that is named as the output would become a file, for the user root."""
     os.mkfifo(tmp_path / "pipe")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from taming import program, shipped
-from taming.command_line import Parser, is_override, parser_of
+from taming.command_line import Extend, Parser, is_override, parser_of
 from taming.demo.arguments import read_page_arguments
 from taming.training.trainer_options import trainer_options
 from tests.documents import PAGES, ROOT, Block, blocks_of, commands_in, inline_commands, prose_of
@@ -106,6 +106,13 @@ def test_commands_have_flags_of_their_parsers() -> None:
             assert known or (name == "train" and word[2:] in trainer_options()), (name, word)
             seen += 1
     assert seen > 100
+
+
+@pytest.mark.parametrize("name", [*program.OWN, *shipped.SCRIPTS])
+def test_flags_of_several_values_may_be_given_again(name: str) -> None:
+    for action in vars(parser_for(name, ["likelihood"]) or Parser())["_actions"]:
+        alone = not action.option_strings or action.nargs not in ("*", "+")
+        assert alone or isinstance(action, Extend), action.option_strings
 
 
 def test_every_command_has_a_page_with_its_options() -> None:

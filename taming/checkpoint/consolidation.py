@@ -6,11 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint.formats import read_checkpoint, read_content
 from taming.checkpoint.runs import find_run, normal_path
 from taming.checkpoint.saving import save_atomic
 from taming.checkpoint.shards import SHARDS, filled, has_shards, remove_unused
+from taming.checkpoint.weight_sets import say
 from taming.errors import UserError
+
+LEFT_OUT = "it is left out"
+NOTHING_REMOVED = "no shards are removed, of which it may need some"
 
 
 def consolidate(path: str | Path, target: str | Path | None = None) -> list[Path]:
@@ -31,9 +35,10 @@ def consolidate(path: str | Path, target: str | Path | None = None) -> list[Path
     whole_run = normal_path(path).is_dir()
     paths = sorted(found.parent.glob("*.ckpt")) if whole_run else [found]
     by_shards: dict[str, list[Path]] = defaultdict(list)
+    shards = _shards_of(paths)
     for each in paths:
-        if has_shards(content := read_checkpoint(each)):
-            by_shards[content[SHARDS]["folder"]].append(each)
+        if name := shards[each]:
+            by_shards[name].append(each)
     if not by_shards:
         _sharded(found)
     for first, *others in by_shards.values():
@@ -51,10 +56,24 @@ def _sharded(path: Path) -> dict[str, object]:
 
 
 def remove_unused_shards(folder: Path) -> None:
-    """Remove the shards beside the checkpoints of a folder that none of them names."""
-    remove_unused(folder, _used(folder.glob("*.ckpt")))
+    """Remove the shards beside the checkpoints of a folder that none of them names.
+
+    All stay, which is said, while there is a file that cannot be read: it may need them.
+    """
+    shards = _shards_of(folder.glob("*.ckpt"), NOTHING_REMOVED)
+    if None not in shards.values():
+        remove_unused(folder, {name for name in shards.values() if name})
 
 
-def _used(paths: Iterable[Path]) -> set[str]:
-    contents = [read_checkpoint(path) for path in paths]
-    return {content[SHARDS]["folder"] for content in contents if has_shards(content)}
+def _shards_of(paths: Iterable[Path], consequence: str = LEFT_OUT) -> dict[Path, str | None]:
+    """The folder of the shards of each checkpoint, "" of those without; None, with a line, of files
+    that cannot be read."""
+    found: dict[Path, str | None] = {}
+    for path in paths:
+        try:
+            content = read_content(path)
+            found[path] = str(content[SHARDS].get("folder")) if has_shards(content) else ""
+        except UserError as error:
+            say(str(error), (consequence,))
+            found[path] = None
+    return found

@@ -98,7 +98,7 @@ def _attributes(module: Any, place: str) -> Iterator[tuple[str, Tensor]]:
 
 def is_mapped(path: Path) -> bool:
     """Whether a checkpoint's tensors are read from its file only when they are used."""
-    if path.name.endswith(INDEX) or shards_with(path) or _is_safetensors(path):
+    if path.name.endswith(INDEX) or shards_with(path) or is_safetensors(path):
         return True
     return zipfile.is_zipfile(path) and not _is_npz(path)
 
@@ -187,7 +187,7 @@ def _read_one(path: Path) -> Any:
 
 
 def _read_file(path: Path) -> Any:
-    if _is_safetensors(path):
+    if is_safetensors(path):
         return _read_safetensors(path)
     with path.open("rb") as file:
         if file.read(2) != b"PK":
@@ -213,7 +213,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(a) for name, a in numbers.items() if a.dtype.kind in "fiub"}
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """By its header, of which the length comes first; people rename files."""
     with path.open("rb") as file:
         start = file.read(9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
-from taming.checkpoint.formats import read_content
+from taming.checkpoint.formats import is_safetensors, read_content
 from taming.config import load_config, plain
 from taming.config_files import as_stage
 from taming.errors import UserError
@@ -29,6 +30,21 @@ def header_of(model: Mapping[str, Any]) -> dict[str, str]:
     return {NAME: json.dumps(as_stage(plain(model)))}
 
 
+def header_text(path: Path) -> str | None:
+    """What a file says of its model, as it is there, and not trusted; None of other files."""
+    try:
+        if is_safetensors(path):
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get(NAME)
+        if not zipfile.is_zipfile(path):  # of torch before 1.6, which would be read as a whole
+            return None
+    except (SafetensorError, OSError):  # what is wrong with it is said where it is read
+        return None
+    content = read_content(path)
+    text = content.get(NAME) if isinstance(content, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
 def section_in_header(path: Path) -> dict[str, Any] | None:
     """The `model` section that a file's header has; None of other files.
 
@@ -37,7 +53,7 @@ def section_in_header(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: for what is no such section, and for names that are not trusted.
     """
-    text = _entry(path)
+    text = header_text(path)
     if text is None:
         return None
     try:
@@ -63,15 +79,3 @@ def _is_section(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("target"), str):
         return False
     return isinstance(value.get("params", {}), dict)
-
-
-def _entry(path: Path) -> str | None:
-    if path.suffix != ".safetensors":
-        content = read_content(path)
-        text = content.get(NAME) if isinstance(content, Mapping) else None
-        return text if isinstance(text, str) else None
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(NAME)
-    except (SafetensorError, OSError):  # what is wrong with it is said where it is read
-        return None

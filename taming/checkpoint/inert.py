@@ -12,7 +12,7 @@ import io
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from taming.checkpoint.stand_ins import FUNCTIONS, RUNS_CODE, TYPES, Refused, inert_class
+from taming.checkpoint.stand_ins import (
+    FUNCTIONS,
+    PYTHON_2,
+    RUNS_CODE,
+    TYPES,
+    Refused,
+    as_bytes,
+    inert_class,
+)
 from taming.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pickled
@@ -93,7 +101,7 @@ def read_stream(path: Path, file: IO[bytes]) -> Any:
         return storages[key]
 
     first = Reader(path, file, stored).load()
-    if first != _MAGIC:
+    if not isinstance(first, int) or first != _MAGIC:
         return first
     for _ in range(2):
         Reader(path, file, stored).load()
@@ -122,7 +130,8 @@ class Reader(pickle.Unpickler):
     """Makes tensors, plain data and `Inert` objects; never calls what a file names."""
 
     def __init__(self, path: Path, file: IO[bytes], stored: Stored) -> None:
-        super().__init__(file, encoding="utf-8", errors="surrogateescape")
+        encoding, errors = PYTHON_2
+        super().__init__(file, encoding=encoding, errors=errors)
         self.path, self.file, self.stored = path, file, stored
         self.names: dict[str, Any] = {}
 
@@ -168,14 +177,34 @@ class Reader(pickle.Unpickler):
         return storage
 
 
+_OPERATIONS: dict[bytes, Any] = {each.code.encode("latin-1"): each for each in pickletools.opcodes}
+_LINES = {"STRING": 1, "UNICODE": 1, "PERSID": 1, "GLOBAL": 2, "INST": 2}
+
+
 def _check_memo(file: IO[bytes]) -> None:
     """Refuse numbers of remembered objects of which there cannot be as many.
 
     The unpickler makes room for all numbers up to one at once, which could be any amount of memory.
     """
-    for opcode, argument, position in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > (position or 0) + 256:
+    for name, argument, position in _operations(file):
+        if name in ("PUT", "LONG_BINPUT") and int(argument) > position + 256:
             raise pickle.UnpicklingError(f"it says that it remembers {argument} objects")
+
+
+def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any, int]]:
+    """The name, argument and place of each operation of a pickle; None for texts in lines, which
+    may have any encoding (`pickletools.genops` takes them for ASCII)."""
+    name = ""
+    while name != "STOP":
+        position, code = file.tell(), file.read(1)
+        operation = _OPERATIONS.get(code)
+        if operation is None:
+            raise pickle.UnpicklingError(f"there is no operation {code!r}" if code else "it ends")
+        name, lines = operation.name, _LINES.get(operation.name, 0)
+        for _ in range(lines):
+            file.readline()
+        reads = operation.arg is not None and not lines
+        yield name, operation.arg.reader(file) if reads else None, position
 
 
 def _todays_name(module: str, name: str) -> str:
@@ -184,5 +213,5 @@ def _todays_name(module: str, name: str) -> str:
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
-def _read_bytes(path: Path, data: bytes) -> Any:
-    return read_stream(path, io.BytesIO(data))
+def _read_bytes(path: Path, data: Any) -> Any:
+    return read_stream(path, io.BytesIO(as_bytes(data)))

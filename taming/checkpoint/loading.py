@@ -14,7 +14,7 @@ from taming.checkpoint import hub
 from taming.checkpoint.formats import read_content
 from taming.checkpoint.recognition import model_of_weights
 from taming.checkpoint.runs import Run, find_run
-from taming.checkpoint.starting import configure_for
+from taming.checkpoint.starting import begin_averages, configure_for
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_for
 from taming.config import (
     instantiate_from_config,
@@ -187,6 +187,7 @@ def load_run(
         model = instantiate_from_config(config, "model", "module")
         configure_for(model, state.keys())
         load_weights(model, state, **options)
+    begin_averages(model)
     return model.eval(), replace(run, model=config), _step_of(content)
 
 

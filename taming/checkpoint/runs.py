@@ -17,11 +17,12 @@ from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.file_kinds import what_folder
 from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
 from taming.checkpoint.hub_names import HubName, fetch, is_hub_name
+from taming.checkpoint.own_configs import own_configs
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.published_models import how_to_fetch, located, published_models
-from taming.user_files import YAMLS, with_home, yamls_in
+from taming.user_files import YAMLS, with_home
 from taming.weight_choice import RAW, weight_choice
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,9 @@ def find_run(path: str | Path) -> Run:
     if path.is_file() and _may_be_damaged(path) and not is_mapped(path):
         read_content(path)  # says what it is, before what is beside it is taken for its config
     folder = run_folder_of(path)
-    checkpoint = path if path.is_file() else _checkpoint_in(folder)
-    return Run(folder, checkpoint, tuple(_configs(folder)))
+    named = path.is_file()
+    checkpoint = path if named else _checkpoint_in(folder)
+    return Run(folder, checkpoint, tuple(own_configs(folder, checkpoint, named)))
 
 
 def is_model_name(path: str | Path) -> bool:
@@ -94,7 +96,7 @@ def find_on_hub(path: str | Path, *, cached_only: bool = False) -> Run:
     """
     name = HubName.parse(path)
     weights = fetch(name, cached_only=cached_only)
-    return Run(name.folder, _averaged(weights), tuple(_configs(weights.parent)))
+    return Run(name.folder, _averaged(weights), tuple(own_configs(weights.parent, weights)))
 
 
 def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
@@ -102,7 +104,9 @@ def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
     path = normal_path(path)
     folder = run_folder_of(path)
     begun = path.is_dir() and any(folder.glob("configs/*-project.yaml"))
-    return (folder, tuple(_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+    return (
+        (folder, tuple(own_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+    )
 
 
 def normal_path(path: str | Path) -> Path:
@@ -190,7 +194,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[tuple[int, int, str]]:
     for path in filter(Path.is_file, paths):
         try:
             yield _step(path), path.stat().st_mtime_ns, path.name
-        except DamagedFileError:
+        except UserError:  # damaged, or somebody's without weights
             continue
 
 
@@ -227,12 +231,3 @@ def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
             names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
     close = difflib.get_close_matches(missing.name, names, n=1)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
-
-
-def _configs(folder: Path) -> list[Path]:
-    """Configs from the oldest to the newest, which wins in a merge; each start writes a pair."""
-    configs = folder / "configs"
-    project = sorted(configs.glob("*-project.yaml"))
-    if project:
-        return sorted(configs.glob("*-lightning.yaml")) + project
-    return yamls_in(configs) or yamls_in(folder) or sorted(folder.glob(hub.CONFIG))

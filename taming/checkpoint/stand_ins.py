@@ -15,12 +15,18 @@ from torch import Tensor
 
 from taming.errors import UserError
 
+PYTHON_2 = ("utf-8", "surrogateescape")  # how its strings are decoded, so that none is lost
 # Names that start programs, reach files, or read further code.
 RUNS_CODE = re.compile(
     r"(os|posix|nt|subprocess|pty|runpy|importlib|ctypes|code|commands|shutil|socket|webbrowser"
     r"|torch\.hub|torch\.jit|torch\.utils\.cpp_extension)\..+"
     r"|builtins\.(eval|exec|execfile|compile|__import__|open|input|breakpoint)"
 )
+
+
+def as_bytes(data: Any) -> Any:
+    """Python 2's strings of bytes, which are read as texts, as bytes; all else unchanged."""
+    return data.encode(*PYTHON_2) if isinstance(data, str) else data
 
 
 class Inert(dict[Any, Any]):
@@ -81,7 +87,7 @@ class NumpyArray(Inert):
         """Its numbers; None of other types, and of data that do not fill the shape."""
         _, shape, kind, columns_first, data = self.state
         dtype = _numpy_dtype(kind)
-        raw = data.encode("latin1") if isinstance(data, str) else data
+        raw = as_bytes(data)
         if dtype is None or not isinstance(raw, bytes | bytearray):
             return None
         if math.prod(shape) * dtype.itemsize != len(raw):
@@ -163,7 +169,7 @@ def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
     dtype = _numpy_dtype(kind)
     if dtype is None:
         return None
-    raw = data.encode("latin1") if isinstance(data, str) else data
+    raw = as_bytes(data)
     (number,) = np.frombuffer(raw, dtype).tolist()
     return number
 
@@ -181,8 +187,8 @@ def _encoded(text: str, encoding: str = "utf-8") -> bytes:
     return str(text).encode(encoding)  # `codecs.encode` would decompress as well
 
 
-def _byte_array(data: Any = b"", *_: Any) -> bytes:
-    return bytes(data) if isinstance(data, bytes) else _encoded(data)
+def _byte_array(data: Any = b"", encoding: str = "latin-1") -> bytes:
+    return bytes(data) if isinstance(data, bytes) else _encoded(data, encoding)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

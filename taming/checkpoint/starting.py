@@ -56,6 +56,13 @@ class StartsFromFile(nn.Module):
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         self.loaded_from = str(load_file(self, path, ignore_keys))
+        begin_averages(self)
+
+    def begin_averages(self) -> None:
+        """Called with loaded weights: averages that the model keeps of its own begin at these.
+
+        The weights of a file may be such averages themselves, and it need not have any.
+        """
 
     def start_from(self, path: str, *ignored: Sequence[str]) -> None:
         """In a constructor: `init_from_ckpt`, which is called again at the end if it fails now."""
@@ -100,6 +107,13 @@ def _completing(constructor: Constructor) -> Constructor:
 
     _COMPLETING.add(__init__)
     return __init__
+
+
+def begin_averages(model: nn.Module) -> None:
+    """Have a model whose weights were loaded, and the models in it, begin their averages."""
+    for part in model.modules():
+        if isinstance(part, StartsFromFile):
+            part.begin_averages()
 
 
 def configure(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from taming.checkpoint.own_configs import own_configs
 from taming.checkpoint.runs import name_of, runs_in
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.data.seeding import SeededDataset
@@ -19,7 +20,7 @@ from taming.sampling.arguments import DataArguments, RunArguments
 from taming.sampling.inputs import class_names
 from taming.sampling.load import open_dataset
 from taming.shipped import run_script, script
-from taming.user_files import read_text, yamls_in
+from taming.user_files import read_text
 
 LOGS = Path("logs")
 
@@ -53,9 +54,8 @@ def found_runs(given: Sequence[str]) -> list[str]:
 
 def has_transformer(run: Path) -> bool:
     """Whether the configs beside a checkpoint are of a transformer, which can be sampled from."""
-    configs = [*yamls_in(run / "configs"), *yamls_in(run), *run.glob("config.json")]
     try:
-        return any("transformer_config" in read_text(path) for path in configs)
+        return any("transformer_config" in read_text(path) for path in own_configs(run))
     except (OSError, ValueError):
         return False
 

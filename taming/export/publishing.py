@@ -22,7 +22,7 @@ from taming.checkpoint.hub_names import (
 )
 from taming.config import without_checkpoint_paths
 from taming.errors import UserError
-from taming.export.weights import save_weights
+from taming.export.weights import save_weights, weights_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 # `${name:...}` in a config calls a function, which is off in configs of others.
@@ -69,7 +69,7 @@ def write_repository(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model.state_dict(), folder / WEIGHTS, config["model"])
+    save_weights(weights_of(model), folder / WEIGHTS, config["model"])
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     write_text(folder / CARD, card)
     return [folder / name for name in (CARD, CONFIG, WEIGHTS)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from taming.atomic_files import atomic_path
 from taming.checkpoint import Run, find_run, read_content, run_config, save_atomic
@@ -21,6 +21,7 @@ from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
 from taming.config import plain, without_checkpoint_paths
 from taming.errors import UserError
 from taming.models.cond_transformer import FIRST_STAGE
+from taming.modules.ema import LitEma
 from taming.weight_choice import ordinary_choice
 
 
@@ -68,6 +69,14 @@ def _section_of(run: Run, submodel: str) -> Mapping[str, Any] | None:
     if section == FIRST_STAGE:
         section = params.get("first_stage_config")
     return section if isinstance(section, Mapping) and "target" in section else None
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors, without the averages that training keeps of them: what reads the file
+    would take those for the weights."""
+    averages = [name for name, part in model.named_modules() if isinstance(part, LitEma)]
+    heads = tuple(f"{name}." for name in averages)
+    return {n: tensor for n, tensor in model.state_dict().items() if not n.startswith(heads)}
 
 
 def save_weights(

@@ -171,7 +171,9 @@ class CodesInterface(StartsFromFile):
     @property
     def channels(self) -> int:
         convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
-        return next(convolutions).in_channels
+        if (first := next(convolutions, None)) is None:
+            raise UserError(f"the encoder, {name_of(type(self.encoder))}, must have a Conv2d first")
+        return first.in_channels
 
     @property
     def reads_labels(self) -> bool:

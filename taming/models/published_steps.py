@@ -7,7 +7,6 @@ batch_idx)` that of a model without discriminator. Here a step trains both sides
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from taming.models.own_hooks import KeptHooks
 from taming.models.result_checks import loss_of_step, name_of_method
+from taming.signatures import signature_of
 from taming.user_code import is_ours
 
 Step = Callable[..., Any]
@@ -59,14 +59,14 @@ class PublishedSteps(KeptHooks):
 
 def gives_one_loss(step: Step) -> bool:
     """Whether a subclass's step is written for one optimizer, of whichever kind."""
-    parameters = inspect.signature(step).parameters
+    parameters = signature_of(step).parameters
     varied = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     return "optimizer_idx" not in parameters and not varied
 
 
 def gives_losses(step: Step) -> bool:
     """Whether a subclass's step is asked for the loss of one optimizer after the other."""
-    index = inspect.signature(step).parameters.get("optimizer_idx")
+    index = signature_of(step).parameters.get("optimizer_idx")
     return index is not None and index.default is not None
 
 
@@ -95,7 +95,7 @@ def _two(step: Step) -> Step:
 
 
 def _one(step: Step) -> Step:
-    count = len(inspect.signature(step).parameters) - 1  # the number of the batch may be left out
+    count = len(signature_of(step).parameters) - 1  # the number of the batch may be left out
 
     def training_step(self: TwoSided, batch: Mapping[str, Any], batch_idx: int) -> Any:
         before = self.global_step

@@ -147,9 +147,7 @@ class VQModel(AutoencoderTraining):
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)
 
-    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Load weights from a checkpoint or run folder; losses may be missing from it."""
-        super().init_from_ckpt(path, ignore_keys)
+    def begin_averages(self) -> None:
         if self.use_ema:
             self.model_ema.restart(self)
 

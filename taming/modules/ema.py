@@ -41,10 +41,11 @@ class LitEma(nn.Module):
 
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
-        """Begin again from the model's parameters, which were loaded."""
+        """Begin again from the model's parameters, which were loaded, and may be frozen by now."""
         self.num_updates.zero_()
-        for name, parameter in _trained(model):
-            self.get_buffer(name).copy_(parameter)
+        for name, parameter in model.named_parameters():
+            if (average := self._buffers.get(name.replace(".", ""))) is not None:
+                average.copy_(parameter)
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
 from taming.sharding import is_sharded
+from taming.signatures import signature_of
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.logged_pictures import pictures_of
 from taming.user_code import name_of
@@ -241,7 +241,7 @@ class ImageLogger(Callback):
 
 def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that a function takes by name."""
-    parameters = inspect.signature(function).parameters
+    parameters = signature_of(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in arguments.items() if takes_all or name in parameters}
 

@@ -24,6 +24,7 @@ from taming.lightning_internals import (
     has_checkpoints_of_one_file,
     requeues_on_slurm,
 )
+from taming.shipped import script
 from taming.training.position import between_steps
 from taming.training.slurm import queue_again
 from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, requests, signal_of
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 
 _RETRY = 60.0  # seconds after a write that failed
 _WIDE = re.compile(r"[:!][^}]*\d{3}|\{[^}]*\{")  # would make a name of many gigabytes
+# Options of `ModelCheckpoint` that would be read and not heeded.
+_WITHOUT_EFFECT = {
+    "save_weights_only": "a run goes on from its checkpoints, which hold all of it (weights alone: "
+    f"{script('export')} safetensors)",
+    "save_on_exception": "last.ckpt is written whenever training breaks off between two steps",
+}
 
 
 class Checkpoints(ModelCheckpoint):
@@ -50,7 +57,7 @@ class Checkpoints(ModelCheckpoint):
         last_every_n_minutes: how often `last.ckpt` is written between those of epochs; 0: never.
         last_every_n_steps: likewise, in optimizer steps.
         in_background: needs memory for a copy of the training state, but hardly stops training.
-        options: `ModelCheckpoint`'s.
+        options: `ModelCheckpoint`'s; `UserError` for those that have no effect here.
     """
 
     def __init__(
@@ -65,6 +72,9 @@ class Checkpoints(ModelCheckpoint):
             raise UserError(
                 "lightning.modelcheckpoint.params.filename: a width has one or two digits"
             )
+        for name, why in _WITHOUT_EFFECT.items():
+            if options.get(name):
+                raise UserError(f"lightning.modelcheckpoint.params.{name}: {why}; leave it out")
         super().__init__(**{**options, "save_last": bool(options.get("save_last", True))})
         self.interval = 60 * last_every_n_minutes or float("inf")
         self.every_n_steps = last_every_n_steps

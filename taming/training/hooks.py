@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
 
 from taming.errors import UserError
+from taming.signatures import signature_of
 from taming.training.callbacks import SetupCallback
 from taming.user_code import is_ours, name_of
 
@@ -122,7 +123,7 @@ def _make_ready(key: str, kind: type, base: type, first: tuple[str, ...]) -> Non
 def _fitted(name: str, own: Hook, called: Hook, former: tuple[str, ...]) -> Hook:
     """`own`, or what calls it with its arguments of Lightning 1, made of those of today."""
     now = _given_today(called)
-    arguments = [p for p in inspect.signature(own).parameters if p != "self"]
+    arguments = [p for p in signature_of(own).parameters if p != "self"]
     count = next((n for n in range(len(former), 0, -1) if _takes(own, n)), 0)
     # An argument that was among the others, and not behind them: more are then meant as before.
     moved = former[: len(now)] != now and count > len(now)
@@ -142,21 +143,21 @@ def _fitted(name: str, own: Hook, called: Hook, former: tuple[str, ...]) -> Hook
 
 def _given_today(called: Hook) -> tuple[str, ...]:
     """What Lightning gives a hook; of batches, no loader's number where there is one loader."""
-    loader = inspect.signature(called).parameters.get("dataloader_idx")
+    loader = signature_of(called).parameters.get("dataloader_idx")
     names = _names_today(called)
     by_default = called.__name__ in _STEPS or (loader is not None and loader.default == 0)
     return names[:-1] if by_default else names
 
 
 def _names_today(called: Hook) -> tuple[str, ...]:
-    names = tuple(p for p in inspect.signature(called).parameters if p not in _NOT_COUNTED)
+    names = tuple(p for p in signature_of(called).parameters if p not in _NOT_COUNTED)
     return _BATCH if called.__name__ in _STEPS else names
 
 
 def _takes(own: Hook, count: int) -> bool:
     """Whether a method can be called with so many arguments."""
     try:
-        inspect.signature(own).bind(None, *range(count))
+        signature_of(own).bind(None, *range(count))
     except TypeError:
         return False
     return True
@@ -173,7 +174,7 @@ def _reads(own: Hook, argument: str) -> bool:
 
 def _in_former_manner(own: Hook, called: Hook, former: tuple[str, ...]) -> Hook:
     names = ("self", *_names_today(called))
-    defaults = {name: p.default for name, p in inspect.signature(called).parameters.items()}
+    defaults = {name: p.default for name, p in signature_of(called).parameters.items()}
 
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, (self, *args), strict=False)), **kwargs}

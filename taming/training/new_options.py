@@ -6,15 +6,22 @@ are gone are left out. What trains, and so has an optimizer's state, cannot come
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from taming.checkpoint.hub_names import is_hub_name
+from taming.checkpoint.runs import normal_path
+from taming.config_before import defaults_of
+from taming.config_files import STAGES
 from taming.errors import UserError
+from taming.trust import canonical_name, is_dotted
 
 AVERAGES, PERCEPTUAL = "model_ema.", "perceptual_weight"
 # What they keep, by names -> the option.
@@ -38,14 +45,49 @@ _UNCHANGED: tuple[str, ...] = (
 _UNCHANGED += tuple(f"params.transformer_config.params.{name}" for name in _OF_GPT)
 _UNCHANGED += tuple(f"params.quantizer_config.params.{name}" for name in _OF_QUANTIZER)
 _UNCHANGED += tuple(f"params.{name}" for name in _OF_QUANTIZER)
+_UNCHANGED += tuple(f"params.{stage}" for stage in STAGES)
+# Where a run has started from: its checkpoints have the weights of all parts since.
+_STARTS = ("params.ckpt_path", *(f"params.{stage}.params.ckpt_path" for stage in STAGES))
+_OF_DDCONFIG = "taming.modules.diffusionmodules.model.Encoder"  # whose arguments these are
 
 
 def check_unchanged(before: DictConfig, now: DictConfig) -> None:
-    """Refuse (`UserError`) what would make another model of the same weights."""
-    for key in (f"model.{name}" for name in _UNCHANGED):
-        was, is_now = OmegaConf.select(before, key), OmegaConf.select(now, key)
-        if was != is_now:
-            raise UserError(f"{key} was {was} and is now {is_now}: it cannot change in a run")
+    """Refuse (`UserError`) what would make another model of the same weights, and other weights to
+    start from, which would have no effect.
+
+    Defaults may be written out, and stages may have moved from where they were.
+    """
+    for key in (f"model.{name}" for name in (*_UNCHANGED, *_STARTS)):
+        was, is_now = _meant(before, key), _meant(now, key)
+        start = key.endswith(".ckpt_path")
+        if was == is_now or (start and (is_now is None or _is_moved(was, is_now))):
+            continue
+        advice = ", which has its weights already; start a new one" if start else ""
+        raise UserError(f"{key} was {was} and is now {is_now}: it cannot change in a run{advice}")
+
+
+def _meant(config: DictConfig, key: str) -> Any:
+    """A value in a config, or what is meant where there is none; of a part's config its class."""
+    value = OmegaConf.select(config, key)
+    if isinstance(value, DictConfig):
+        value = value.get("target")
+    if value is None:
+        place, _, name = key.rpartition(".")
+        target = OmegaConf.select(config, f"{place.removesuffix('.params')}.target")
+        target = _OF_DDCONFIG if place.endswith(".ddconfig") else target
+        value = defaults_of(str(target)).get(name)
+        value = None if value is inspect.Parameter.empty else value
+    if isinstance(value, str) and is_dotted(value):
+        return canonical_name(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_moved(was: object, now: object) -> bool:
+    """Whether a path is of the same file as another, or that is there no more."""
+    if was is None or is_hub_name(str(was)):
+        return False
+    before, after = normal_path(str(was)), normal_path(str(now))
+    return not before.exists() or before.resolve() == after.resolve()
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
@@ -32,6 +32,7 @@ from taming.modules.synced_batch_norm import synced
 from taming.sharding import is_sharded, save_shards, sharded_like
 from taming.user_code import name_of
 
+Result = TypeVar("Result")
 FSDP2 = "fsdp2"
 _PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
 
@@ -74,21 +75,43 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_as(
         self, checkpoint: Mapping[str, Any], paths: Sequence[Path], outdated: Sequence[Path] = ()
     ) -> None:
-        """Write a checkpoint under several names, then remove `outdated` ones."""
-        folder = None
-        if self.is_global_zero:
-            name = f"step={checkpoint['global_step']:06}"
-            folder = make_new_folder(paths[0].parent / SHARDS / name)
-        folder = Path(self.broadcast(str(folder)))
+        """Write a checkpoint under several names, then remove `outdated` ones.
+
+        Raises:
+            UserError: on all processes, if one of them cannot write.
+        """
+        place = paths[0].parent
+        name = f"{SHARDS}/step={checkpoint['global_step']:06}"
+        folder = self._by_first(lambda: make_new_folder(place / name))
         content, sharded = split(checkpoint)
         save_shards(sharded, folder)
-        if self.is_global_zero:
+
+        def write() -> None:
             content[SHARDS] = described(folder)
             save_atomic(content, paths[0], also=paths[1:])
             for path in set(outdated) - set(paths):
                 self.remove_checkpoint(path)
-            remove_unused_shards(paths[0].parent)
-        self.barrier()
+            remove_unused_shards(place)
+
+        self._by_first(write)
+
+    def _by_first(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on the first process, for all of them, which wait for it; if it
+        fails, all do."""
+        done: tuple[Any, str] = (None, "")
+        failure: Exception | None = None
+        if self.is_global_zero:
+            try:
+                done = (work(), "")
+            except Exception as error:
+                failure, done = error, (None, f"{error}" or type(error).__name__)
+        result, reason = self.broadcast(done)
+        if failure is not None:
+            raise failure
+        if reason:
+            raise UserError(reason)
+        made: Result = result
+        return made
 
     def remove_checkpoint(self, filepath: Any) -> None:
         if self.is_global_zero:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import taming
 from scripts.export import main as export
 from scripts.extract_submodel import main as extract
-from taming.checkpoint import run_as_stage
+from taming.checkpoint import find_run, run_as_stage
 from taming.checkpoint.headers import NAME, section_in_header
 from taming.errors import UserError
 from taming.export.publishing import published_config, write_repository
@@ -46,6 +46,21 @@ def test_a_quantizer_that_shapes_do_not_tell_is_what_it_was(tmp_path: Path) -> N
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(before.encode_to_indices(x), after.encode_to_indices(x))
     assert run_as_stage(file, "first_stage_config")["params"]["quantizer_config"] == COSINE
+
+
+def test_a_header_holds_under_another_name_and_beside_another_config(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "apart").mkdir()
+    file = exported(tmp_path, cosine_config()).rename(tmp_path / "apart" / "x.ckpt")
+    assert isinstance(taming.load(file).quantize, CosineQuantizer)
+    other = OmegaConf.create({"model": first_stage_config(n_embed=12)})
+    OmegaConf.save(other, tmp_path / "apart" / "config.yaml")
+    assert isinstance(taming.load(file).quantize, CosineQuantizer)
+    assert f"another than {tmp_path}/apart/config.yaml beside it, which is left out" in caplog.text
+    own = OmegaConf.create({"model": cosine_config(), "data": {"target": "a.B"}})
+    OmegaConf.save(own, tmp_path / "apart" / "config.yaml")  # has more in it
+    assert find_run(file).configs == (tmp_path / "apart" / "config.yaml",)
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])

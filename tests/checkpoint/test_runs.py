@@ -65,6 +65,11 @@ def test_the_name_of_a_published_model_is_its_folder(
     (folder / RECORD).write_text('{"complete": false, "files": {}}')  # a download that broke off
     with pytest.raises(UserError, match=missing):
         find_run(name)
+    entry = '{"complete": true, "files": {"x": %s}}'
+    for damaged in ("{}", "[]", "3", "{", '{"complete": 1, "files": {}}', entry % 3, entry % "{}"):
+        (folder / RECORD).write_text(damaged)
+        with pytest.raises(UserError, match=f"{RECORD} is damaged; delete it to have"):
+            find_run(name)
     (folder / RECORD).write_text('{"complete": true, "files": {}}')
     assert find_run(name).folder == folder
     assert find_run(make_run(tmp_path / name)).folder == tmp_path / name  # the user's comes first
@@ -124,3 +129,44 @@ def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:
     owls = make_run(tmp_path / "2021-01-01T00:00:00_owls")
     with pytest.raises(UserError, match=f"did you mean '{owls}'"):
         find_run(tmp_path / "owlz")
+
+
+def configs_of(path: Path) -> list[str]:
+    return [config.relative_to(path.parent).as_posix() for config in find_run(path).configs]
+
+
+def test_a_lone_checkpoint_takes_no_config_of_another(tmp_path: Path) -> None:
+    model = "model: {target: taming.models.vqgan.VQModel}"
+    for name in ("a.ckpt", "b.ckpt"):
+        save_atomic({"state_dict": {"weight": torch.ones(2)}}, tmp_path / name)
+    environment = "name: taming\ndependencies: [python=3.11]\nmodel: ???"
+    (tmp_path / "environment.yaml").write_text(environment)
+    (tmp_path / "site.yml").write_text("theme: !!python/name:x.y")
+    assert configs_of(tmp_path / "a.ckpt") == []
+    (tmp_path / "config.json").write_text("{}")  # of a hub's repository
+    assert configs_of(tmp_path / "a.ckpt") == ["config.json"]
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "x.yaml").write_text(model)
+    assert configs_of(tmp_path / "a.ckpt") == ["x.yaml"]  # the only one of a model
+    (tmp_path / "configs").mkdir()
+    for name in ("cin_transformer", "custom_vqgan"):  # as in a clone
+        (tmp_path / "configs" / f"{name}.yaml").write_text(model)
+    assert configs_of(tmp_path / "a.ckpt") == ["x.yaml"]
+    (tmp_path / "b.yaml").write_text(model)
+    assert configs_of(tmp_path / "a.ckpt") == []
+    (tmp_path / "a.yml").write_text("model: {}")
+    assert configs_of(tmp_path / "a.ckpt") == ["a.yml"]
+    assert configs_of(tmp_path / "b.ckpt") == ["b.yaml"]
+    for name in ("a.yml", "b.yaml"):
+        (tmp_path / name).unlink()
+    (tmp_path / "configs/model.yaml").write_text(model)  # as in downloads
+    assert configs_of(tmp_path / "a.ckpt") == ["configs/model.yaml"]
+
+
+def test_configs_of_the_clone_are_nobodys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_atomic({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "a.ckpt")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/own.yaml").write_text("model: {target: a.B}")
+    assert configs_of(tmp_path / "a.ckpt") == ["configs/own.yaml"]
+    monkeypatch.setattr("taming.checkpoint.own_configs.shipped", tmp_path.joinpath)
+    assert configs_of(tmp_path / "a.ckpt") == []

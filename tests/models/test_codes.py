@@ -51,6 +51,9 @@ def test_stages_of_labels_are_told_by_their_channels_or_colors() -> None:
     for (channels, colors), labels in kinds.items():
         stage = build(first_stage_config(channels=channels, colorize_nlabels=colors))
         assert stage.channels == channels and stage.reads_labels == labels
+    stage.encoder = torch.nn.Identity()
+    with pytest.raises(UserError, match="the encoder, torch.*Identity, must have a Conv2d"):
+        _ = stage.channels
 
 
 def test_labels_are_shown_in_the_stages_colors() -> None:

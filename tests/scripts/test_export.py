@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts import export, extract_submodel
+import taming
+from scripts import export, extract_submodel, push
 from taming.checkpoint import load_run, read_checkpoint
 from taming.errors import UserError
 from taming.export.weights import save_weights
@@ -107,6 +108,31 @@ def test_safetensors_hold_the_whole_model(run: Path, tmp_path: Path) -> None:
     loaded, _, _ = load_run(run)
     written = read_checkpoint(target)["state_dict"]
     assert written.keys() == loaded.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", ["ema", "raw"])
+@pytest.mark.parametrize("within", [False, True])
+def test_averages_of_training_are_not_published(kind: str, within: bool, tmp_path: Path) -> None:
+    """Readers would take them for the weights, which are those that were chosen."""
+    stage = first_stage_config(use_ema=True, lossconfig=None)
+    config = unconditional_config(first_stage_config=stage) if within else stage
+    model = build(config)
+    trained = model.first_stage_model if within else model
+    trained.model_ema.encoderconv_inweight += 1
+    run = write_run(tmp_path / "run", config, model.state_dict())
+    name = "encoder.conv_in.weight"
+    average = kind == "ema" and not within  # a transformer is trained with the raw ones
+    expected = trained.state_dict()[name] + average
+    flags = ["--weights", "raw"] if kind == "raw" else []
+    export.main(["safetensors", str(run), str(tmp_path / "x.safetensors"), *flags])
+    push.main([str(run), "me/x", "--license", "mit", "--dry_run", str(tmp_path / "repo"), *flags])
+    kept = taming.load(run, weights="raw" if flags else None)
+    for model in (kept, *map(taming.load, (tmp_path / "x.safetensors", tmp_path / "repo"))):
+        loaded = model.first_stage_model if within else model
+        assert torch.equal(loaded.state_dict()[name], expected)
+        assert torch.equal(loaded.model_ema.encoderconv_inweight, expected)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert not any("model_ema" in name for name in load_file(file))
 
 
 def test_safetensors_are_read_by_whom_other_files_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 
+from taming.config_values import parameters_of
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
-from taming.training.callbacks import ImageLogger
+from taming.modules.losses.base import require_published_arguments
+from taming.training.callbacks import ImageLogger, _accepted
 from taming.training.hooks import check_hooks, check_model_hooks
 from tests.kit.first_stages import assert_equal, batches, made, train
 from tests.kit.models import build, transformer_config
@@ -99,6 +102,33 @@ def test_own_hooks_do_not_replace_those_of_the_model(tmp_path: Path) -> None:
     assert_equal(first, second)
     free = train(made(VQModel, **options), tmp_path)
     assert not torch.equal(free["encoder.conv_in.weight"], first["encoder.conv_in.weight"])
+
+
+def test_annotations_may_name_what_only_type_checkers_import() -> None:
+    """Python 3.14 evaluates them when they are asked for; before, `def` does without the import."""
+    late = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+    code = f"""{late}
+from pytorch_lightning import Callback
+from torch import nn
+from taming.models.vqgan import VQModel
+class Own(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch: Missing, batch_idx, loader): ...
+class Model(VQModel):
+    def __init__(self, *args: Missing, extra: Missing = 3, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+    def training_step(self, batch: Missing, batch_idx, optimizer_idx) -> Missing: ...
+    def on_train_batch_start(self, batch: Missing, batch_idx, loader): ...
+class Loss(nn.Module):
+    def forward(self, one: Missing) -> Missing: ...
+"""
+    own: dict[str, Any] = {"__name__": "own_names"}
+    exec(compile(code, "own_names", "exec", dont_inherit=True), own)
+    check_hooks("callback", own["Own"]())
+    model = made(own["Model"], extra=4)
+    check_model_hooks("model", model)
+    assert parameters_of(own["Model"])[0]["extra"] is Any
+    require_published_arguments(own["Loss"](), 1)
+    assert _accepted(own["Loss"].forward, {"one": 1, "two": 2}) == {"one": 1}
 
 
 class FormerCallback(Callback):

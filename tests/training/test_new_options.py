@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import taming
 from taming.checkpoint import read_checkpoint
@@ -17,7 +17,7 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.checkpoint_io import AtomicCheckpointIO
 from taming.training.cli import main as main_command
-from taming.training.new_options import adapted
+from taming.training.new_options import adapted, check_unchanged
 from tests.kit.models import GAN_LOSS, build, ddconfig, first_stage_config
 from tests.kit.training import write_config
 
@@ -174,6 +174,43 @@ def test_another_quantizer_cannot_be_taken_for_the_same(
     begin(tmp_path, n_embed=None, embed_dim=None, quantizer_config=config)
     with pytest.raises(UserError, match=message):
         go_on(f"quantizer_config.{change}")
+
+
+def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").touch()
+    plain = {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": {"ch": 32}}}
+    stage = {"target": "taming.models.vqgan.EMAVQ", "params": {"ckpt_path": "x.ckpt"}}
+    multi = "taming.modules.vqvae.multi_scale.MultiScaleQuantizer"
+    gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": {}}
+
+    def check(*changes: str) -> None:
+        before = OmegaConf.create({"model": plain})
+        for name, value in (("first_stage_config", stage), ("transformer_config", gpt)):
+            before.model.params[name] = value
+        before.model.params.quantizer_config = {"target": multi, "params": {}}
+        now = OmegaConf.merge(before, OmegaConf.from_dotlist([f"model.{c}" for c in changes]))
+        assert isinstance(now, DictConfig)
+        check_unchanged(before, now)
+        if not any("ckpt_path" in change for change in changes):
+            check_unchanged(now, before)
+
+    quantizer = "params.quantizer_config.params"
+    check("target=ldm.models.autoencoder.VQModel", f"{quantizer}.using_znorm=false")
+    check("params.ddconfig.norm_groups=32", "params.transformer_config.params.n_unmasked=0")
+    check(f"params.first_stage_config.params.ckpt_path={tmp_path}/x.ckpt")
+    for change in (
+        "target=taming.models.vqgan.GumbelVQ",
+        "params.ddconfig.norm_groups=16",
+        "params.transformer_config.params.n_unmasked=1",
+        f"{quantizer}.using_znorm=true",
+        "params.first_stage_config.target=taming.models.vqgan.VQModel",
+        "params.cond_stage_config=__is_first_stage__",
+    ):
+        with pytest.raises(UserError, match="it cannot change in a run$"):
+            check(change)
+    for change in ("first_stage_config.params.ckpt_path=y.ckpt", "ckpt_path=x.ckpt"):
+        with pytest.raises(UserError, match="has its weights already; start a new one"):
+            check(f"params.{change}")
 
 
 def test_what_trains_cannot_be_new(tmp_path: Path) -> None:

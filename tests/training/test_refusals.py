@@ -33,6 +33,8 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
         ("lightning.modelcheckpoint.params.monitor=x", "monitor is x, which nothing logs"),
         ("lightning.modelcheckpoint.params.last_every_n_minutes=-5", "is -5; it must be from 0 on"),
         ("lightning.modelcheckpoint.params.filename='{epoch:0999}'", "one or two digits"),
+        ("lightning.modelcheckpoint.params.save_weights_only=true", "only: a run goes on from its"),
+        ("lightning.modelcheckpoint.params.save_on_exception=true", "exception: last.ckpt is wri"),
         ("data.params.num_workers=1000", "num_workers is 1000; it must be from 0 to"),
     ],
 )

@@ -51,10 +51,15 @@ def test_a_run_is_enough_to_train_over(tmp_path: Path) -> None:
         if not name.startswith("loss."):
             assert torch.equal(second[f"first_stage_model.{name}"], tensor), name
 
+    other, key = write_run(Path("logs/other"), small.model), "model.params.first_stage_config"
+    checkpoint = other / "checkpoints" / "last.ckpt"
+    for change in (f"{key}={other}", f"model.params.ckpt_path={checkpoint}"):
+        with pytest.raises(UserError, match=f"ckpt_path was .* and is now {checkpoint}: it cannot"):
+            main(["-r", SECOND, "-t", "--max_steps", "2", change])
     shutil.move(FIRST, tmp_path / "elsewhere")
     sample_fast(["-r", SECOND, "-n", "1", "--classes", "3", "--device", "cpu"])
     assert len(list(Path(SECOND).glob("samples/*/1/3/000000.png"))) == 1
-    main(["-r", SECOND, "-t", "--max_steps", "2"])
+    main(["-r", SECOND, "-t", "--max_steps", "2", f"{key}={tmp_path}/elsewhere"])
     assert load_run(SECOND)[2] == 2
 
 

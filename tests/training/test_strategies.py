@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,40 @@ def test_batch_normalization_on_gpus_can_be_differentiated_as_often_as_the_loss_
         loss = VQLPIPSWithDiscriminator(0, disc_ndf=8, perceptual_weight=0.0, **options)
         layers = [type(part) for part in SyncedBatchNorm().apply(loss).modules()]
     assert layers.count(kind) == 3
+
+
+class Process(ShardedStrategy):
+    """One of several processes, which hear what the first one has said."""
+
+    def __init__(self, said: list[Any], first: bool) -> None:
+        self.said, self.first = said, first
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.first
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        if self.first:
+            self.said.append(obj)
+            return obj
+        return self.said.pop(0)
+
+
+@pytest.mark.parametrize("failing", ["make_new_folder", "save_atomic", "remove_unused_shards", ""])
+def test_what_the_first_process_cannot_write_ends_all(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None waits for a message that never comes."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("taming.training.strategies.save_shards", lambda *_: None)
+    if failing:
+        monkeypatch.setattr(f"taming.training.strategies.{failing}", fail)
+    said: list[Any] = []
+    for first in (True, False):
+        kind = OSError if first else UserError
+        with pytest.raises(kind, match="^no room$") if failing else nullcontext():
+            Process(said, first).save_as({"global_step": 3}, [tmp_path / "a.ckpt"])
+    assert not said and (tmp_path / "a.ckpt").exists() == (failing in ("", "remove_unused_shards"))

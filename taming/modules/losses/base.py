@@ -6,7 +6,6 @@ YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.run_length import RunLength
+from taming.signatures import signature_of
 from taming.user_code import name_of, wrong_result
 
 Logged = dict[str, Tensor]
@@ -167,7 +167,7 @@ def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
 def require_published_arguments(loss: nn.Module, *args: Any, **options: Any) -> None:
     """Raise `UserError` for a loss whose `forward` cannot be called with what it is given."""
     try:
-        inspect.signature(loss.forward).bind(*args, **options)
+        signature_of(loss.forward).bind(*args, **options)
     except TypeError as error:
         raise UserError(
             f"the loss {name_of(type(loss))} cannot be used here: its forward must take "
