@@ -118,8 +118,8 @@ class CategoryFiles:
         """The part of images without splits that belongs to this one: what the other split's list
         leaves, if there is one."""
         if listed := self._first("{name}_{split}.txt", SPLITS[not self.training]):
-            theirs = set(map(os.path.normpath, self._listed(listed)))
-            return StringTable(path for path in paths if os.path.normpath(path) not in theirs)
+            others = set(map(os.path.normpath, self._listed(listed)))
+            return StringTable(path for path in paths if os.path.normpath(path) not in others)
         start = len(str(folder)) + 1  # wherever they lie, they are divided in the same way
         fraction = min(VALIDATION_IMAGES / len(paths), LARGEST_SHARE)
         validation = split_off((path[start:] for path in paths), fraction, seed=0)
