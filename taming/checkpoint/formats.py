@@ -23,6 +23,7 @@ from taming.checkpoint.stand_ins import Inert
 from taming.checkpoint.weight_sets import choose
 from taming.errors import REFUSALS, UserError, absence, reason_of
 from taming.published_models import how_to_fetch
+from taming.user_files import read_text
 
 Read = TypeVar("Read")
 SAFETENSORS, INDEX = ".safetensors", ".index.json"
@@ -149,7 +150,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names; they lie beside it."""
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = json.loads(read_text(path))
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise UserError(f"{path} is no index of weights: it has no 'weight_map'")

@@ -29,6 +29,7 @@ from taming.data.from_config import SPLITS
 from taming.errors import UserError
 from taming.shipped import script
 from taming.user_code import name_of
+from taming.user_files import read_text
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # the folder of what an encoding has so far
@@ -142,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{folder} has no codes ({MANIFEST}); write them with {SCRIPT}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content["version"] != VERSION:
             raise UserError(
                 f"{path} is of version {content['version']} of the format, and this is version "

@@ -38,6 +38,16 @@ class Degradation:
             hint = did_you_mean(self.keep_mode, ENLARGEMENTS)
             raise UserError(f"keep_mode {self.keep_mode!r} is not known{hint}")
 
+    @property
+    def has_condition(self) -> bool:
+        """Whether there is an `lr`."""
+        return self.up_factor is not None or self.edges
+
+    @property
+    def changes(self) -> bool:
+        """Whether `pair` does more than `transform` alone."""
+        return self.has_condition or self.hr_factor is not None
+
     def pair(
         self, transform: JointTransform, image: np.ndarray, **maps: np.ndarray
     ) -> dict[str, np.ndarray]:
@@ -53,7 +63,7 @@ class Degradation:
             image = _reduced(image, self.hr_factor)
         if min(image.shape[:2]) < transform.crop_size:  # details of `lr` are of what is shown
             image = transform.resized(image, transform.size or transform.crop_size)
-        if self.up_factor is None and not self.edges:
+        if not self.has_condition:
             return transform(image, **maps)
         made = transform(image, lr=self.condition(image), **maps)
         return made if self.edges else made | {"lr": to_values_array(made["lr"])}

@@ -120,7 +120,7 @@ class ImagesWithMaps(ImageFiles):
 
     def cropped(self, index: int) -> dict[str, np.ndarray]:
         """What `read_item` reads, resized, cropped and flipped."""
-        return self.transform(**self.read_item(index))
+        return dict(self.preprocessor(**self.read_item(index)))
 
     def finish(self, cropped: Mapping[str, np.ndarray]) -> Item:
         """From what `cropped` returns to what items hold."""

@@ -8,7 +8,9 @@ files.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from typing_extensions import Unpack
 from taming.config_values import Count, Pixels
 from taming.data.base import Item
 from taming.data.coco import Captions
-from taming.data.columns import column
+from taming.data.columns import StringTable
 from taming.data.condition_maps import map_kind
 from taming.data.degradation import Degradation, canny_edges
 from taming.data.faceshq import coordinates
@@ -28,7 +30,9 @@ from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
+from taming.user_files import read_text
 
+log = logging.getLogger(__name__)
 DESCRIPTION = "shards.json"
 BEFORE = {"exif": "ignore", "value_range": None}  # of descriptions that do not have it yet
 TODAY: dict[str, Any] = {"maps": {}, "interpolation": "bilinear", "exif": "apply"}
@@ -39,7 +43,9 @@ _KINDS = {"maps": dict, "interpolation": str, "exif": str, "value_range": list |
 class Shards(ImagesWithMaps):
     """Samples of shards: `image`, the maps, `__key__`, and whatever the samples' JSON says.
 
-    Entries that are lists of texts (captions) give one of these at random.
+    Entries that are lists of texts (captions) give one of these at random. Entries of which there
+    can be no batches (see `ShardColumns`), or that are called as what is loaded is, are left out,
+    and named in one line.
 
     Args:
         shards: folder, pattern or list of tars.
@@ -54,7 +60,8 @@ class Shards(ImagesWithMaps):
             `PairedTrain`.
         coord_crop: crop the square of `size` once more, to this, together with what belongs to it,
             and add `coord` as `FacesHQTrain` does; `random_crop` is then about this crop.
-        (size, random_crop, random_flip, crop_size, on_error, files: see `ImageOptions`)
+        (size, random_crop, random_flip, crop_size, on_error, files: see `ImageOptions`;
+            augmentations are of the whole image, if a condition is made of it or it is reduced)
 
     Raises:
         UserError: for absent or damaged shards, and what `ImagesWithMaps` raises.
@@ -85,8 +92,9 @@ class Shards(ImagesWithMaps):
         maps = description["maps"] if maps is None else maps
         kinds = {name: map_kind(options) for name, options in maps.items()}
         second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
-        smooth = {"coord": False, "lr": True} | {name: kind.smooth for name, kind in kinds.items()}
-        self.coord_crop = JointTransform(second, smooth) if coord_crop else None
+        smooth = {name: kind.smooth for name, kind in kinds.items()}
+        beside = {"coord": False, "lr": True} | smooth
+        self.coord_crop = JointTransform(second, beside) if coord_crop else None
         if files.get("value_range") is None:
             files["value_range"] = description["value_range"]
         interpolation = interpolation or description["interpolation"]
@@ -102,20 +110,45 @@ class Shards(ImagesWithMaps):
             source=f"{type(self).__name__} of {shards}",
             **files,
         )
+        self._of_whole: JointTransform | None = None
+        if options.augmentations and self.degradation.changes:
+            self._of_whole = JointTransform(
+                ImageOptions(augmentations=options.augmentations, source=options.source), smooth
+            )
+            options = replace(options, augmentations=None)
         columns = ShardColumns(tars, kinds)
-        labels = columns.metadata
+        labels = self._labels(columns, {"image", *kinds, *self._added()}, options.source)
         self.shard_lengths = np.array(columns.lengths)
         texts = [name for name, values in labels.items() if isinstance(values[0], list)]
         self._choices = {name: Captions(labels.pop(name)) for name in texts}
         original_paths = labels.pop("file_path_", None)
-        self.reducible = not kinds
+        # Of less pixels, conditions would be made that show less, or have edges elsewhere.
+        self.reducible = not (kinds or edges or self.degradation.changes)
         map_files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
         super().__init__(columns.paths["image"], map_files, options, labels)
-        if original_paths is not None:
-            self.labels["file_path_"] = column(original_paths)
+        if isinstance(original_paths, StringTable):
+            self.labels["file_path_"] = original_paths
+
+    def _added(self) -> set[str]:
+        """What items have besides the image, the maps and the entries of the samples."""
+        lr = {"lr"} if self.degradation.has_condition else set()
+        return lr | ({"coord"} if self.coord_crop else set()) | ({self._found_edges} - {""})
+
+    @staticmethod
+    def _labels(columns: ShardColumns, loaded: set[str], source: str) -> dict[str, Any]:
+        """The entries of the samples that items have; others are named."""
+        left_out = [name for name in columns.metadata if name in loaded] + columns.left_out
+        if left_out:
+            log.warning(
+                "%s: left out %s: items have another entry of that name, or some samples have no "
+                "such text, number, list of texts or array of one shape",
+                *(source, ", ".join(left_out)),
+            )
+        return {name: value for name, value in columns.metadata.items() if name not in loaded}
 
     def smooth_maps(self) -> dict[str, bool]:
-        return {"lr": True} | super().smooth_maps()
+        lr = {"lr": True} if self.degradation.has_condition else {}
+        return lr | super().smooth_maps()
 
     def header_size(self, path: str) -> tuple[int, int]:
         return npy_size(path) if path.endswith(".npy") else super().header_size(path)
@@ -123,8 +156,16 @@ class Shards(ImagesWithMaps):
     def read(self, path: str) -> np.ndarray:
         return read_npy(path) if path.endswith(".npy") else super().read(path)
 
+    def cropped(self, index: int) -> dict[str, np.ndarray]:
+        if not self.degradation.changes:
+            return super().cropped(index)
+        whole = self.read_item(index)
+        if self._of_whole is not None:
+            whole = self._of_whole(**whole)
+        return self.degradation.pair(self.transform, **whole)
+
     def load(self, index: int) -> Item:
-        cropped = self.degradation.pair(self.transform, **self.read_item(index))
+        cropped = self.cropped(index)
         if self.coord_crop is not None:
             coord = coordinates(*cropped["image"].shape[:2])
             cropped = self.coord_crop(**cropped, coord=coord)
@@ -145,7 +186,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = BEFORE | json.loads(file.read_text(encoding="utf-8"))
+        content = BEFORE | json.loads(read_text(file))
         if not all(isinstance(content[name], kind) for name, kind in _KINDS.items()):
             raise ValueError("it is of another program")
         if not all(isinstance(options, dict) for options in content["maps"].values()):

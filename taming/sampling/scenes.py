@@ -23,6 +23,7 @@ from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, absence, shorten
 from taming.sampling.windows import Box
+from taming.user_files import read_text
 
 SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 
@@ -105,9 +106,7 @@ def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene
     """
     if not path.is_file():
         raise UserError(absence("layout", path))
-    content = load_yaml(
-        path, lambda file: yaml.safe_load(file.read_text("utf-8")), "neither YAML nor JSON"
-    )
+    content = load_yaml(path, lambda file: yaml.safe_load(read_text(file)), "neither YAML nor JSON")
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} must be a list of objects, each with a class and a box")
     builder = builder_of(dataset, key)

@@ -33,11 +33,7 @@ from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.logged_pictures import pictures_of
 from taming.user_code import name_of
 
-__all__ = [
-    "ImageLogger",
-    "LearningRateMonitor",
-    "SetupCallback",
-]
+__all__ = ["ImageLogger", "LearningRateMonitor", "SetupCallback"]
 
 SIDE = 256  # pixels of images that stand side by side
 
@@ -313,9 +309,11 @@ def scene_pictures(dataset: Any, batch: Any, key: Any, size: tuple[int, int]) ->
 
 
 def _first(batch: Any, count: int) -> Any:
-    """The first `count` entries of every tensor or list in a batch."""
+    """The first `count` entries of every tensor or list in a batch, or in a list of tensors."""
     if isinstance(batch, Mapping):
         return {key: _first(value, count) for key, value in batch.items()}
+    if isinstance(batch, list | tuple) and any(isinstance(part, Tensor) for part in batch):
+        return [_first(part, count) for part in batch]
     return batch[:count] if isinstance(batch, Tensor | list | tuple) else batch
 
 

@@ -281,7 +281,7 @@ def _train_and_test(
         fit(trainer, model, data, run)
         last = None
     tests = not args.no_test and "test" in splits_of(data)
-    if tests and requests.stop is None:
+    if tests and requests.stop is None and (args.train or last):  # or the weights are random
         final_test(trainer, model, data, last)
     if not args.train:
         say_what_was_checked(model, data, args.words)

@@ -18,6 +18,8 @@ _EXPECTED = (
     r"The number of training batches .* is smaller than the logging interval",
     r"This DataLoader will create .* worker processes",  # as many as the config says
     r"The '.*' does not have many workers",
+    # First stages step their optimizers themselves; checkpoints are of what a whole step has made.
+    r"Using ModelCheckpoint with manual optimization and every_n_train_steps",
     r"Precision .* is not supported by the model summary",  # whose sizes are ours
     # An idle discriminator's rate follows its schedule, too.
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",

@@ -151,6 +151,16 @@ def test_lists_beside_folders(tmp_path: Path) -> None:
         LSUNChurchesValidation(root=tmp_path)
 
 
+@pytest.mark.parametrize("there", ["train", "val"])
+def test_images_without_splits_beside_a_list_of_one(tmp_path: Path, there: str) -> None:
+    write_images(tmp_path / "tower", 4)
+    (tmp_path / f"towers_{there}.txt").write_text("./000.png\ntower/002.png\n")
+    listed, rest = (one("tower", root=tmp_path) for one in (LSUNTrain, LSUNValidation))
+    if there == "val":
+        listed, rest = rest, listed
+    assert seeds(listed) == [0, 2] and seeds(rest) == [1, 3]
+
+
 def test_a_list_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         write_image(tmp_path / f"x/{seed}.png", seed=seed)

@@ -125,6 +125,21 @@ def test_ade20k_asks_subclasses_for_their_split(ade: Path) -> None:
         ADE20kBase(size=32)
 
 
+@pytest.mark.parametrize("line", ["ADE_{}_00000000.jpg", "images/{}/ADE_{}_00000000.jpg", "./{}/x"])
+def test_ade20k_beside_a_list_of_one_split(ade: Path, line: str) -> None:
+    """Lines of published lists begin at the root, at its images or at their split."""
+    kinds = (("test", "val", ADE20kTrain, "training"), ("train", "train", ADE20kValidation, "val"))
+    for file, short, other, folder in kinds:
+        for made in Path("data").glob("ade20k_t*.txt"):
+            made.unlink()
+        long = {"val": "validation", "train": "training"}[short]
+        words = (short,) if line.startswith("ADE") else (long, short)
+        Path(f"data/ade20k_{file}.txt").write_text(f"{line.format(*words)}\n")
+        names = [item["relative_file_path_"] for item in other(size=16)]
+        assert len(names) == (3 if other is ADE20kTrain else 2)
+        assert all(name.startswith(folder) for name in names)
+
+
 @pytest.mark.parametrize("size", [-1, 0, None])
 def test_ade20k_at_its_own_size(ade: Path, size: int | None) -> None:
     assert ADE20kTrain(size=size)[0]["segmentation"].shape == (40, 48, 151)

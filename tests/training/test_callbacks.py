@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -29,6 +31,7 @@ from taming.training.callbacks import (
     scene_pictures,
 )
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.messages import set_up_messages
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -132,6 +135,9 @@ def test_models_get_the_first_entries_alone() -> None:
     options = {"max_images": 2, "split": "val", "pl_module": model}
     assert seen == [(["a", "b"], 2, options)]
     assert pictures["inputs"].max() == 3
+    images, names = _first((batch["image"], batch["names"]), 2)  # as datasets of tuples collate
+    assert len(images) == 2 and names == ["a", "b"]
+    assert [len(part) for part in _first({"x": [batch["image"]] * 3}, 2)["x"]] == [2, 2, 2]
 
 
 def test_a_single_picture_has_no_border(tmp_path: Path) -> None:
@@ -321,3 +327,17 @@ def test_a_batch_stands_side_by_side_enlarged_and_named(tmp_path: Path) -> None:
         assert dark_rows[22 + 8 : 22 + 8 + 18].any()  # the first name
     assert class_names({"class_label": torch.tensor([3])}) == ["class 3"]
     assert class_names({"human_label": ["tabby"]}) == ["tabby"] and class_names([]) == []
+
+
+def test_saves_by_steps_of_first_stages_are_no_warning(tmp_path: Path) -> None:
+    """Lightning says in 20 lines that a manual step has been made before the save: so it shall."""
+    callback = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=0)
+    trainer: Any = Mock(global_step=1, current_epoch=0, is_global_zero=True)
+    trainer.callback_metrics = {}
+    callback._should_skip_saving_checkpoint = lambda _: False  # type: ignore[method-assign]
+    model: Any = SimpleNamespace(automatic_optimization=False)
+    with warnings.catch_warnings(record=True) as caught:
+        for expected in (1, 1):
+            callback.on_train_batch_end(trainer, model, None, {}, 0)
+            assert len(caught) == expected
+            set_up_messages()

@@ -169,6 +169,8 @@ def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder)
 @pytest.mark.parametrize(
     ("flags", "finished", "expected"),
     [
+        ({"train": False, "begins": True}, False, ["checked"]),  # no weights but random ones
+        ({"train": True, "begins": True}, False, ["fit", None]),
         ({"train": True}, False, ["fit", None]),
         ({"train": True}, True, ["last.ckpt"]),
         ({"train": False}, False, ["last.ckpt", "checked"]),
@@ -189,7 +191,7 @@ def test_what_is_tested_is_what_was_trained(
     data = DataModuleFromConfig(1, num_workers=0)
     data.datasets = {"test": []}
     model: Any = None
-    run = RunFolder(Path("x"), (), Path("last.ckpt"))
+    run = RunFolder(Path("x"), (), None if "begins" in flags else Path("last.ckpt"))
     cli._train_and_test(args, lightning, model, data, run)
     assert done == expected
     done.clear()

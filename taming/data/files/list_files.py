@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
@@ -18,7 +17,7 @@ from taming.data.files.find import EXTENSIONS, in_threads, relative_names, split
 from taming.data.options import OnError
 from taming.errors import UserError, absence
 from taming.shipped import run_script
-from taming.user_files import with_home
+from taming.user_files import regular, with_home
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +136,20 @@ class Listed:
     paths: StringTable
 
 
+Choices = Callable[[str], Sequence[str]]
+
+
+def as_it_is(line: str) -> tuple[str, ...]:
+    """The names that a line may stand for: itself."""
+    return (line,)
+
+
 def read_names(
     list_file: str | Path,
     root: str | Path,
     dataset: str,
     on_error: OnError = "raise",
-    choices: Callable[[str], Sequence[str]] = lambda line: (line,),
+    choices: Choices = as_it_is,
 ) -> Listed:
     """The files of a list whose lines are relative to `root`; see `read_image_list`.
 
@@ -165,13 +172,12 @@ def read_pairs(
     Raises `UserError` for other lines, and those whose second word `convert` returns None for.
     """
     pairs: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+    for number, line in _lines(regular(file)):
         words = line.split()
         value = convert(words[1]) if len(words) == 2 else None
-        if value is not None:
-            pairs[words[0]] = value
-        elif words:
-            raise UserError(f"line {number} of {file} is not {meaning!r}: {line.strip()!r}")
+        if value is None:
+            raise UserError(f"line {number} of {file} is not {meaning!r}: {line!r}")
+        pairs[words[0]] = value
     return pairs
 
 
@@ -192,14 +198,17 @@ class ListPair:
     validation_fraction: float = 0.0
     val_folder: str = ""
 
-    def read(self, training: bool, dataset: str, on_error: OnError, **options: Any) -> Listed:
+    def read(
+        self, training: bool, dataset: str, on_error: OnError, choices: Choices = as_it_is
+    ) -> Listed:
         """The list of one split; see `read_names`."""
-        self._make_missing(dataset)
+        self._make_missing(dataset, on_error, choices)
         list_file = self.train if training else self.validation
-        return read_names(list_file, self.root, dataset, on_error, **options)
+        return read_names(list_file, self.root, dataset, on_error, choices)
 
-    def _make_missing(self, dataset: str) -> None:
-        """Write the lists that are absent, with a warning; raises `UserError` without files."""
+    def _make_missing(self, dataset: str, on_error: OnError, choices: Choices) -> None:
+        """Write the lists that are absent, with a warning; raises `UserError` without files, and
+        where the list that is there names others."""
         files = {True: Path(self.train), False: Path(self.validation)}
         absent = [training for training, file in files.items() if not file.is_file()]
         if not absent:
@@ -208,14 +217,37 @@ class ListPair:
         if len(absent) == 2:
             validation = self._validation_names(names)
         else:  # the absent list gets what the other one does not name
-            listed = set(read_image_list(files[not absent[0]], dataset, unquoted))
-            validation = listed if absent[0] else set(names) - listed
+            listed = self._listed(files[not absent[0]], set(names), dataset, on_error, choices)
+            own = self._validation_names(names) if self.val_folder else None
+            if absent[0]:
+                validation = listed | (own or set())
+            else:
+                validation = (set(names) if own is None else own) - listed
         for training in absent:
             chosen = [name for name in names if (name in validation) != training]
             write_list(files[training], chosen)
             made = f"{files[training]}, {len(chosen)} of the {len(names)} files in {self.root}"
             message = "%s: made %s; a published list, if put there, is used instead"
             log.warning(message, dataset, made)
+
+    def _listed(
+        self, file: Path, names: set[str], dataset: str, on_error: OnError, choices: Choices
+    ) -> set[str]:
+        """Which `names` a list has, however it writes them; see `read_image_list` for others."""
+
+        def found(line: str) -> str | None:
+            places = (os.path.join(self.root, name) for name in choices(line))
+            spelled = (os.path.relpath(place, self.root).replace(os.sep, "/") for place in places)
+            return next((name for name in spelled if name in names), None)
+
+        def locate(line: str) -> str | None:
+            name = found(line) or found(unquoted(line))
+            # Where a folder says which split a file is of, no line needs to be understood.
+            return "" if name is None and self.val_folder else name
+
+        return set(
+            read_image_list(file, f"{dataset} with files below {self.root}", locate, on_error)
+        )
 
     def _names(self, dataset: str) -> list[str]:
         if not Path(self.root).is_dir():

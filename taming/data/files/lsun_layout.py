@@ -6,7 +6,8 @@ Below a root, of the split `train` or `val` of the category `tower`, the first t
 - `tower_train.txt`: names of images, relative to `tower/` or to the root;
 - `tower_train/`, `tower/train/`, `train/tower/`: images, at any depth;
 - `tower/`: images or a database without splits (as LSUN's objects have none), or the root itself,
-  if it has nothing but images. These are divided: 300 are for validation, as of the published ones.
+  if it has nothing but images. These are divided: 300 are for validation, as of the published ones,
+  or what a list of the other split does not name.
 
 `towers` does as well as `tower` in all of these.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from taming.config import did_you_mean
@@ -97,12 +99,12 @@ class CategoryFiles:
                 return self._own_part(paths, folder)
         raise self._absent()
 
-    def _first(self, layout: str) -> Path | None:
+    def _first(self, layout: str, splits: Sequence[str] = ()) -> Path | None:
         """The first file or folder of a layout that is there."""
         places = (
             self.root / layout.format(name=name, split=split)
             for name in self.names
-            for split in self.splits
+            for split in splits or self.splits
         )
         return next((place for place in places if place.exists()), None)
 
@@ -113,7 +115,11 @@ class CategoryFiles:
         return read_names(file, self.root, self.dataset, self.on_error, choices).paths
 
     def _own_part(self, paths: StringTable, folder: Path) -> StringTable:
-        """The part of images without splits that belongs to this one."""
+        """The part of images without splits that belongs to this one: what the other split's list
+        leaves, if there is one."""
+        if listed := self._first("{name}_{split}.txt", SPLITS[not self.training]):
+            others = set(map(os.path.normpath, self._listed(listed)))
+            return StringTable(path for path in paths if os.path.normpath(path) not in others)
         start = len(str(folder)) + 1  # wherever they lie, they are divided in the same way
         fraction = min(VALIDATION_IMAGES / len(paths), LARGEST_SHARE)
         validation = split_off((path[start:] for path in paths), fraction, seed=0)

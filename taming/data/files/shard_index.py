@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from taming.user_files import DAMAGED_ARCHIVE, file_version, regular, with_home
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
 _NOT_READ: tuple[type[Exception], ...] = (*DAMAGED_ARCHIVE, OSError, ValueError, TypeError)
+_Form = str | tuple[int, ...] | None  # of an entry, see `_form`
 
 
 @dataclass
@@ -45,15 +47,23 @@ def find_shards(shards: str | Sequence[str]) -> list[str]:
     """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
     tars: list[str] = []
     for place in [shards] if isinstance(shards, str | Path) else shards:
-        pattern = with_home(place)
-        if os.path.isdir(pattern):
-            pattern = os.path.join(pattern, "*.tar")
-        if not (matches := sorted(glob.glob(pattern))):
-            raise UserError(
-                f"there are no shards {pattern}; write some with {script('make_shards')}"
-            )
+        where = str(with_home(place))
+        if os.path.isdir(where):
+            where = os.path.join(where, "*.tar")
+        matches = [where] if os.path.isfile(where) else sorted(glob.glob(_escaped(where)))
+        if not matches:
+            raise UserError(f"there are no shards {where}; write some with {script('make_shards')}")
         tars += matches
     return tars
+
+
+def _escaped(pattern: str) -> str:
+    """A pattern below a folder that exists, whose name may have brackets and is no pattern."""
+    folder, name = os.path.split(pattern)
+    while folder and name and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+        name = os.path.relpath(pattern, folder or os.curdir)
+    return os.path.join(glob.escape(folder), name)
 
 
 def scan(tar: str) -> Iterator[Sample]:
@@ -87,8 +97,9 @@ def _add(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name
     file = archive.extractfile(member)
     assert file is not None  # a plain file
     content = file.read()
-    if name == "json":
-        sample.metadata |= json.loads(content)
+    if name == "json":  # what is in a file of its own counts
+        found = json.loads(content)
+        sample.metadata = (found if isinstance(found, dict) else {name: found}) | sample.metadata
     else:
         entry, convert = TEXT_ENDINGS[name]
         sample.metadata[entry] = convert(content.decode().strip())
@@ -129,28 +140,33 @@ class ShardColumns:
     """The samples of many shards in flat memory, a column per field.
 
     `lengths` are the numbers of samples of the shards, `paths` columns of paths by the map's name,
-    "image" for the images; `metadata` are columns of everything else.
+    "image" for the images; `metadata` are columns of everything else of which there can be batches:
+    texts, lists of texts, numbers, and arrays of one shape. `left_out` names entries that only some
+    samples have, that are empty in some, or of several kinds.
 
     Raises:
-        UserError: if a sample lacks an image or a map, or the shards differ in their fields.
+        UserError: if a sample lacks an image or a map.
     """
 
     def __init__(self, tars: Sequence[str], maps: Iterable[str] = ()) -> None:
         self._maps = tuple(maps)
         self.lengths = array("q")
         parts: dict[str, list[Column]] = {}
+        forms: dict[str, set[_Form]] = {}
         for tar in tqdm(tars, "reading indices", delay=2, disable=None, leave=False):
             rows = [self._row(tar, sample) for sample in read_index(tar)]
             self.lengths.append(len(rows))
-            for name in rows[0] if rows else ():
-                if not all(name in row for row in rows):
-                    raise UserError(f"some samples of the shard {tar} have no {name!r}")
-                parts.setdefault(name, []).append(column([row[name] for row in rows]))
+            for name in dict.fromkeys(name for row in rows for name in row):
+                values = [row.get(name) for row in rows]
+                forms.setdefault(name, set()).update(map(_form, values))
+                parts.setdefault(name, []).append(_column(values, forms[name]))
         if not parts:
             raise UserError(f"{tars[0]} has no samples; write the shards anew")
-        if uneven := [name for name, some in parts.items() if len(some) < len(parts["/image"])]:
-            raise UserError(f"some of the shards beside {tars[0]} have no {uneven[0]!r}")
-        joined = {name: _joined(some) for name, some in parts.items()}
+        everywhere = len(parts["/image"])
+        usable = {name for name, some in parts.items() if len(some) == everywhere}
+        usable -= {name for name, found in forms.items() if len(found) > 1 or None in found}
+        self.left_out = [name for name in parts if name not in usable]
+        joined = {name: _joined(some) for name, some in parts.items() if name in usable}
         self.paths: dict[str, StringTable] = {
             name: joined.pop(f"/{name}") for name in ("image", *self._maps)
         }
@@ -178,6 +194,27 @@ class ShardColumns:
             if found and ending.lower() in IMAGE_ENDINGS:
                 return field_name
         return None
+
+
+def _form(value: Any) -> _Form:
+    """What a value is: "text", "texts" (a list of these), or the shape of numbers; None for others,
+    of which there are no batches."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int | float):
+        return () if isinstance(value, float) or value.bit_length() < 64 else None
+    forms = {_form(part) for part in value} if isinstance(value, list) else set()
+    form = forms.pop() if len(forms) == 1 else None
+    if form == "text":
+        return "texts"
+    return (len(value), *form) if isinstance(form, tuple) else None
+
+
+def _column(values: list[Any], forms: set[_Form]) -> Column:
+    """A column of what has one form; an empty one of what has several, which is left out."""
+    if len(forms) > 1 or None in forms:
+        return []
+    return column(values if forms <= {"text", "texts"} else np.array(values))
 
 
 def _joined(parts: list[Column]) -> Any:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from taming.data.files.list_files import ListPair, read_image_list, write_image_lists, write_list
+from taming.data.files.list_files import (
+    ListPair,
+    read_image_list,
+    read_pairs,
+    write_image_lists,
+    write_list,
+)
 from taming.errors import UserError
 from tests.kit.images import touch, write_image, write_images
 
@@ -171,6 +177,45 @@ def test_the_folder_of_validation_is_the_first_one(
     pair = ListPair("t.txt", "v.txt", "images", ("png",), val_folder="validation")
     assert list(pair.read(False, "x", "raise").names) == [names[1]]
     assert sorted(pair.read(True, "x", "raise").names) == sorted({*names} - {names[1]})
+
+
+@pytest.mark.parametrize("there", ["train.txt", "validation.txt"])
+def test_a_missing_list_has_what_the_other_does_not_however_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(*(tmp_path / "images" / name for name in ("a.png", "b/c.png", '"d".png', "e.png")))
+    pair = ListPair("train.txt", "validation.txt", "images", ("png",), 0.5)
+    lines = ["./a.png", str(tmp_path / "images/b/../b/c.png"), '"\\"d\\".png"']
+    Path(there).write_text("\n".join(lines))
+    training = there == "validation.txt"
+    assert list(pair.read(training, "x", "raise").names) == ["e.png"]
+    Path("validation.txt" if there == "train.txt" else "train.txt").unlink()
+    Path(there).write_text("\n".join([*lines, "of/another.png"]))
+    with pytest.raises(UserError, match=f"line 4 of {there}: of/another.png does not exist"):
+        pair.read(training, "x", "raise")
+    assert list(pair.read(training, "x", "skip").names) == ["e.png"]
+
+
+def test_a_missing_list_is_of_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["training/a.png", "training/b.png", "validation/c.png", "validation/d.png"]
+    touch(*(tmp_path / "images" / name for name in names))
+    pair = ListPair("t.txt", "v.txt", "images", ("png",), val_folder="validation")
+    Path("v.txt").write_text("who/knows.png\ntraining/b.png\n")
+    assert list(pair.read(True, "x", "raise").names) == names[:1]  # b is for validation here
+    Path("t.txt").write_text("who/knows.png\nvalidation/d.png\n")
+    Path("v.txt").unlink()
+    assert list(pair.read(False, "x", "raise").names) == names[2:3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_pairs_in_files_of_windows(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "pairs.txt").write_bytes("a.png küche\r\n\r\nb.png x\r\n".encode(encoding))
+    expected = {"a.png": "küche", "b.png": "x"}
+    assert read_pairs(tmp_path / "pairs.txt", "image category") == expected
 
 
 def test_lines_may_begin_at_the_users_folder(

@@ -47,11 +47,17 @@ def test_damaged_indices_are_named(tmp_path: Path, row: bytes) -> None:
         list(read_index(str(tar)))
 
 
-def test_metadata_of_others_that_is_no_object_is_named(tmp_path: Path) -> None:
+def test_metadata_of_others_that_is_no_object_is_an_entry(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add_member(archive, "a.json", b"[1, 2]")
-    with pytest.raises(UserError, match="the shard .*a.tar cannot be read"):
-        list(scan(str(tmp_path / "a.tar")))
+        for name, content in (("a.json", b"[1, 2]"), ("b.txt", b"a"), ("b.json", b'{"caption":0}')):
+            add_member(archive, name, content)
+    first, second = scan(str(tmp_path / "a.tar"))
+    assert first.metadata == {"json": [1, 2]}
+    assert second.metadata == {"caption": "a"}  # of the text file, whatever comes first
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        add_member(archive, "a.json", b"{")
+    with pytest.raises(UserError, match="the shard .*b.tar cannot be read"):
+        list(scan(str(tmp_path / "b.tar")))
 
 
 def test_samples_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
@@ -94,3 +100,26 @@ def test_a_sample_in_the_padding_and_a_copy_are_seen(tmp_path: Path) -> None:
     assert [one.key for one in read_index(str(copy))] == ["a", "b"]
     version = f"{size} {copy.stat().st_mtime_ns}"
     assert Path(f"{copy}.index").read_text().splitlines()[0] == version
+
+
+@pytest.mark.parametrize("folder", ["plain", "[a]", "2024 [set 1]/[b]"])
+def test_shards_lie_in_folders_of_any_name(folder: str, tmp_path: Path) -> None:
+    place = tmp_path / folder / "in"
+    place.mkdir(parents=True)
+    tars = [str(place / f"{name}.tar") for name in ("a-2", "a-[1]", "b")]
+    for tar in tars:
+        Path(tar).touch()
+    assert find_shards(str(place)) == find_shards(f"{place}/*.tar") == tars
+    assert find_shards(f"{tmp_path / folder}/*/a-*.tar") == tars[:2]
+    assert find_shards([tars[1], f"{place}/[b].tar"]) == tars[1:]
+    with pytest.raises(UserError, match="there are no shards .*in/c"):
+        find_shards(f"{place}/c*")
+
+
+def test_relative_patterns_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[x]/y").mkdir(parents=True)
+    for name in ("a.tar", "[x]/y/b.tar"):
+        Path(name).touch()
+    assert find_shards("*.tar") == ["a.tar"]
+    assert find_shards("*/*/*.tar") == find_shards("[x]/*/*.tar") == ["[x]/y/b.tar"]
