@@ -12,7 +12,17 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # Of models that are trained and scored, not of speed; and where no model of ours computes.
 SCORES = ("any_order-", "demo-", "quantizers-", "multi_scale-", "installation", "gallery")
 NO_PRODUCTS = ("data-", "starting-", "evaluation-memory-", "evaluators-")
-MEASURED = [path for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith(SCORES)]
+# Measured before results said so, on a GPU, and in hours; to be replaced when they are measured anew.
+EARLIER = (
+    "codes-class_transformer-bf16-cuda",
+    "evaluation-memory-cpu",
+    "sampling-gpu-bf16-alone-steps-cuda",
+)
+MEASURED = [
+    path
+    for path in sorted(RESULTS.glob("*.json"))
+    if not path.name.startswith(SCORES) and path.stem not in EARLIER
+]
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
