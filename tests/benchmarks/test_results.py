@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # Of models that are trained and scored, not of speed; and where no model of ours computes.
 SCORES = ("any_order-", "demo-", "quantizers-", "multi_scale-", "installation", "gallery")
 NO_PRODUCTS = ("data-", "starting-", "evaluation-memory-", "evaluators-")
-# Measured before results said so, on a GPU, and in hours; to be replaced when they are measured anew.
+# Measured before results said so, on a GPU or in hours: to be replaced by the next that are.
 EARLIER = (
     "codes-class_transformer-bf16-cuda",
     "evaluation-memory-cpu",
