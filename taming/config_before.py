@@ -20,6 +20,7 @@ from taming.signatures import signature_of
 BEFORE = {"exif": "ignore"}  # options of datasets: what they did before they were options
 SPLITS = ("train", "validation", "test")
 STORED_NAME = "-project.yaml"
+OF_DDCONFIG = "taming.modules.diffusionmodules.model.Encoder"  # whose arguments these are
 
 
 def is_of_run(path: str | Path) -> bool:
@@ -48,7 +49,8 @@ def _datasets(config: DictConfig) -> Iterator[tuple[DictConfig, dict[str, Any]]]
 
 
 def defaults_of(target: str) -> dict[str, Any]:
-    """Of the constructors of a class and its bases; none for what cannot be imported."""
+    """Of the arguments that a class, and its bases, may be left without; none for what cannot be
+    imported."""
     try:
         cls = get_obj_from_str(target)
     except UserError:  # told where it is built
@@ -62,4 +64,4 @@ def defaults_of(target: str) -> dict[str, Any]:
                 defaults.setdefault(name, parameter.default)
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
                 break  # it takes nothing for its bases
-    return defaults
+    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}

@@ -6,7 +6,6 @@ itself is not needed.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from taming.checkpoint import read_checkpoint
 from taming.checkpoint.hub import CONFIG, model_section, read_config
 from taming.checkpoint.hub import WEIGHTS as HUB_WEIGHTS
 from taming.checkpoint.layouts.diffusers import names_for_diffusers, names_from_diffusers
+from taming.config_before import OF_DDCONFIG, defaults_of
 from taming.errors import UserError
 from taming.export.weights import save_weights
 from taming.models.vqgan import VQModel
@@ -35,11 +35,6 @@ NEAREST = (
     VectorQuantizer,
     EMAVectorQuantizer,
 )  # quantizers that diffusers has, too
-DEFAULTS: dict[str, Any] = {  # of a ddconfig
-    name: parameter.default
-    for name, parameter in inspect.signature(Encoder).parameters.items()
-    if parameter.default is not parameter.empty
-}
 
 
 def to_diffusers(model: nn.Module, ddconfig: Mapping[str, Any] | None, folder: str | Path) -> None:
@@ -67,7 +62,7 @@ def diffusers_config(model: nn.Module, given: Mapping[str, Any] | None) -> dict[
     Raises:
         UserError: for models that diffusers' class cannot express.
     """
-    model, ddconfig = _expressible(model, given), DEFAULTS | dict(given or {})
+    model, ddconfig = _expressible(model, given), defaults_of(OF_DDCONFIG) | dict(given or {})
     quantizer: Any = model.quantize
     if not ddconfig["resamp_with_conv"] or model.decoder.give_pre_end:
         raise UserError(

@@ -6,7 +6,6 @@ are gone are left out. What trains, and so has an optimizer's state, cannot come
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from taming.checkpoint.hub_names import is_hub_name
 from taming.checkpoint.runs import normal_path
-from taming.config_before import defaults_of
+from taming.config_before import OF_DDCONFIG, defaults_of
 from taming.config_files import STAGES
 from taming.errors import UserError
 from taming.trust import canonical_name, is_dotted
@@ -48,7 +47,6 @@ _UNCHANGED += tuple(f"params.{name}" for name in _OF_QUANTIZER)
 _UNCHANGED += tuple(f"params.{stage}" for stage in STAGES)
 # Where a run has started from: its checkpoints have the weights of all parts since.
 _STARTS = ("params.ckpt_path", *(f"params.{stage}.params.ckpt_path" for stage in STAGES))
-_OF_DDCONFIG = "taming.modules.diffusionmodules.model.Encoder"  # whose arguments these are
 
 
 def check_unchanged(before: DictConfig, now: DictConfig) -> None:
@@ -74,9 +72,8 @@ def _meant(config: DictConfig, key: str) -> Any:
     if value is None:
         place, _, name = key.rpartition(".")
         target = OmegaConf.select(config, f"{place.removesuffix('.params')}.target")
-        target = _OF_DDCONFIG if place.endswith(".ddconfig") else target
+        target = OF_DDCONFIG if place.endswith(".ddconfig") else target
         value = defaults_of(str(target)).get(name)
-        value = None if value is inspect.Parameter.empty else value
     if isinstance(value, str) and is_dotted(value):
         return canonical_name(value)
     return list(value) if isinstance(value, tuple) else value

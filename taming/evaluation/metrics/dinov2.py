@@ -6,18 +6,17 @@ network connection and knows no file of weights.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from taming.evaluation.metrics.own_extractor import OwnExtractor
 from taming.modules.discriminator.vit import HEAD_WIDTH, Attention, Block, ViT
 
 PATCH = 14
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+SIDE = 224  # pixels
 OFFSET = 0.1  # patches that the published code adds to the size of its position embeddings
 
 
@@ -83,34 +82,13 @@ class VisionTransformer(ViT):
         return F.interpolate(maps, scale_factor=sides, mode="bicubic")
 
 
-class DinoV2(FeatureExtractorBase):
-    """Features [B, D] of the class token, of uint8 images at 224 x 224.
+class DinoV2(OwnExtractor):
+    """Features of the class token, of images at 224 x 224."""
 
-    Images of other sizes are resized as torch-fidelity's extractors do it.
-    """
+    DIVISOR, MEAN, DEVIATION = 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
-    INPUT_IMAGE_SIZE = 224
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str,
-        **_: Any,
-    ) -> None:
-        super().__init__(name, features_list)
-        weights = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
-        self.model = VisionTransformer.of_weights(weights)
-        for part, values in (("mean", MEAN), ("deviation", DEVIATION)):
-            self.register_buffer(part, torch.tensor(values).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)
-        x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size, align_corners=False)
-        x = (x / 255 - self.mean) / self.deviation
-        return tuple(self.model(x).float() for _ in self.features_list)
+    def built(self, weights: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
+        return VisionTransformer.of_weights(weights), SIDE
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
