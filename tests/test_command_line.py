@@ -246,12 +246,13 @@ def test_which_weights_are_loaded_holds_from_the_parsing_on(way: str) -> None:
         assert expected in (found, found.parts)
 
 
-def test_weights_of_an_extractor_are_a_file_of_another_name() -> None:
+@pytest.mark.parametrize("way", ["parse_args", "parse_intermixed_args"])
+def test_weights_of_an_extractor_are_a_file_of_another_name(way: str) -> None:
     def chosen(*argv: str) -> tuple[Path | None, WeightChoice]:
         parser = Parser()
         add_weight_flags(parser)
         parser.add_argument("--extractor_weights", type=Path)
-        return parser.parse_args(argv).extractor_weights, weight_choice()
+        return getattr(parser, way)(argv).extractor_weights, weight_choice()
 
     def found(*argv: str) -> tuple[Path | None, WeightChoice]:
         return contextvars.copy_context().run(chosen, *argv)

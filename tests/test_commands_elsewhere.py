@@ -18,7 +18,8 @@ OFFLINE = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0
 
 def shell(text: str, folder: Path, **variables: str) -> None:
     """Run shell text, which ends at its first failure."""
-    environment = {**os.environ, **variables}
+    own = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"  # as if activated
+    environment = {**os.environ, "PATH": own, **variables}
     words = ["bash", "-euo", "pipefail", "-c", text]
     made = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr

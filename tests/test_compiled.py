@@ -19,7 +19,7 @@ from taming.models.distillation import soft_loss
 from taming.modules.transformer.decoding import CachedDecoder
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.models import first_stage_config, transformer_config
-from tests.kit.parts import VARIANTS
+from tests.kit.parts import CACHED
 from tests.kit.parts import gpt as small_gpt
 
 INDICES = torch.arange(12).view(2, 6)
@@ -94,9 +94,9 @@ def test_one_graph_holds_all_of_it(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", CACHED)
 def test_one_graph_holds_a_step_of_each_decoder(name: str) -> None:
-    check((partial(decoder_step, **VARIANTS[name]), ()), "eager")
+    check((partial(decoder_step, **CACHED[name]), ()), "eager")
 
 
 @pytest.mark.slow

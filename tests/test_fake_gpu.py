@@ -42,7 +42,7 @@ from tests.kit.models import (
     transformer_config,
     unconditional_config,
 )
-from tests.kit.parts import VARIANTS
+from tests.kit.parts import CACHED
 from tests.kit.parts import gpt as small_gpt
 
 GPU = torch.device("cuda")
@@ -108,12 +108,12 @@ def test_averages_of_weights() -> None:
         assert model.weight.is_cuda
 
 
-EMBEDDED = [name for name in VARIANTS if "adaln_classes" not in VARIANTS[name]]
+EMBEDDED = [name for name in CACHED if "adaln_classes" not in CACHED[name]]
 
 
 @pytest.mark.parametrize("name", [n if n == "n_unmasked" else slow(n) for n in EMBEDDED])
 def test_gpts_after_embeddings_and_with_a_past(name: str) -> None:
-    gpt = on_gpu(small_gpt, **VARIANTS[name])
+    gpt = on_gpu(small_gpt, **CACHED[name])
     idx = torch.zeros(2, 6, dtype=torch.long, device=GPU)
     assert gpt(idx, embeddings=torch.zeros(2, 3, 16, device=GPU))[0].is_cuda
     _, _, present = gpt.forward_with_past(idx)
@@ -121,9 +121,9 @@ def test_gpts_after_embeddings_and_with_a_past(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, slow(torch.bfloat16)])
-@pytest.mark.parametrize("name", [n if n == "all" else slow(n) for n in VARIANTS])
+@pytest.mark.parametrize("name", [n if n == "all" else slow(n) for n in CACHED])
 def test_cached_decoders(name: str, dtype: torch.dtype | None) -> None:
-    gpt, idx = on_gpu(small_gpt, **VARIANTS[name]).eval(), torch.zeros(2, 4, dtype=torch.long)
+    gpt, idx = on_gpu(small_gpt, **CACHED[name]).eval(), torch.zeros(2, 4, dtype=torch.long)
     decoder = CachedDecoder(gpt, 2, 8, dtype)
     assert decoder.static  # recorded, on a GPU that is there
     for tokens in (idx, idx[:, :1], idx[:, :2]):
@@ -160,7 +160,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "classes, in a spiral": transformer_config(permuter_config=SPIRAL),
     "classes, dropped": transformer_config(cond_drop=0.1, pkeep=0.5),
     "classes, all at once": transformer_config(pkeep=0.0),
-    "classes, variants": transformer_config(VARIANTS["all"]),
+    "classes, variants": transformer_config(CACHED["all"]),
     "unconditional": unconditional_config(first_stage_config=None),
     "images": transformer_config(WIDE, **WITH_MAPS, downsample_cond_size=8),
     "coordinates": transformer_config(WIDE, cond_stage_config=COORDINATES, cond_stage_key="coord"),

@@ -32,6 +32,7 @@ from taming.published_models import published_models
 from taming.shipped import SCRIPTS, config_names
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
+from tests.kit.tokenizers import foreign_file
 from tests.test_configs import prepare, shrink
 
 CLASSES = "data/classes"  # a folder per class
@@ -202,6 +203,8 @@ class Workplace:
             "FOLDER_OF_CLASS_FOLDERS": self.larger_classes,
             " SAMPLES REFERENCE": lambda: f" {IMAGES} {IMAGES}",
             " SOURCE OUT.npz": lambda: f" {IMAGES} out.npz",
+            " ANOTHER": lambda: f" {CLASSES}",
+            "vq_ds16_c2i.pt": lambda: str(foreign_file("llamagen", self.root)),
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
         }

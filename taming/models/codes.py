@@ -156,6 +156,10 @@ class CodesInterface(StartsFromFile):
 
     @property
     def downsampling_factor(self) -> int:
+        return self._pixels_per_latent()
+
+    def _pixels_per_latent(self) -> int:
+        """Along a side, of the decoder's input."""
         factor: int = 2 ** (self._of_decoder("num_resolutions") - 1)
         return factor
 

@@ -75,7 +75,7 @@ class TwoLevelVQ(VQModel):
     @property
     def downsampling_factor(self) -> int:
         """Pixels per code of the top, along a side."""
-        return super().downsampling_factor * self.quantize.factor
+        return self._pixels_per_latent() * self.quantize.factor
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels of the codes of both levels, height and width of the top)."""

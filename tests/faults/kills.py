@@ -38,7 +38,7 @@ MOMENTS: dict[str, list[str]] = {
         "on_validation_epoch_end",
         "on_validation_end",
     ],
-    "in image logging": ["open:*/images/*.png"],
+    "in image logging": ["open:*/images/*.png*"],
     "in a save": ["on_save_checkpoint", "half:*.ckpt*", "rename:*.ckpt", "renamed:*.ckpt"],
     "in a signal's handler": ["half:*.ckpt*", "rename:*.ckpt", "renamed:*.ckpt"],
 }

@@ -11,7 +11,7 @@ KILLS = [
     Kill("vqgan", "in a step", (Fault("on_before_optimizer_step", "SIGKILL", 17, nth=2),)),
     Kill("transformer", "at an epoch's end", (Fault("on_train_epoch_end", "SIGTERM", 24),)),
     Kill("vqgan_workers", "in validation", (Fault("on_validation_start", "SIGINT", 7),)),
-    Kill("transformer", "in image logging", (Fault("open:*/images/train/*.png", "raise", 20),)),
+    Kill("transformer", "in image logging", (Fault("open:*/images/train/*.png*", "raise", 20),)),
     Kill("transformer", "in a save", (Fault("rename:*.ckpt", "SIGKILL", 12, nth=2),)),
     Kill(
         "transformer",

@@ -319,6 +319,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 VARIANTS["all"] = {name: option for one in VARIANTS.values() for name, option in one.items()}
 VARIANTS["all"]["n_unmasked"] = 0
 VARIANTS["any order"] = {**VARIANTS["all"], "target_positions": True}
+CACHED = dict(VARIANTS)
+"""Those that are sampled code by code, with a cache."""
 VARIANTS["full attention"] = {"attention": "full"}
 
 

@@ -1,6 +1,6 @@
 """Functions in two processes that work together, as torchrun starts them.
 
-They are forks of this process, in which everything is imported already.
+They are forks of this process, in which everything is imported already, where they can be.
 """
 
 from __future__ import annotations
@@ -30,25 +30,31 @@ def _process(
     function(*args)
 
 
-def in_two_processes(function: Callable[..., Any], *args: Any) -> None:
+def in_two_processes(function: Callable[..., Any], *args: Any, fresh: bool = False) -> None:
     """Call `function(*args)`, say the main of a script with its argv, in two processes."""
-    assert exit_codes_of_two(function, *args) == [0, 0]
+    assert exit_codes_of_two(function, *args, fresh=fresh) == [0, 0]
 
 
 def exit_codes_of_two(
-    function: Callable[..., Any], *args: Any, timeout: float = 120, **variables: str
+    function: Callable[..., Any],
+    *args: Any,
+    fresh: bool = False,
+    timeout: float = 120,
+    **variables: str,
 ) -> list[int | None]:
     """The same, which may fail; a process that is left alone is ended, as torchrun does it.
 
-    `variables` are further environment variables; `timeout` is in seconds, for each process.
+    `fresh` ones, which import everything anew, can do a backward pass: forks of a process that has
+    done one cannot. `variables` are further environment variables; `timeout` is in seconds, for
+    each process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
-    fork = get_context("fork")
+    context: Any = get_context("spawn" if fresh else "fork")
     processes = [
-        fork.Process(target=_process, args=(function, args, rank, shared)) for rank in range(2)
+        context.Process(target=_process, args=(function, args, rank, shared)) for rank in range(2)
     ]
     for process in processes:
         process.start()

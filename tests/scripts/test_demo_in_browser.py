@@ -97,10 +97,18 @@ def places(page: Page, *shares: Point) -> list[Point]:
 
 def pixel(page: Page, x: float, y: float) -> list[int]:
     """The color of the canvas at a place."""
-    code = f"Array.from({VIEW}.getContext('2d').getImageData(%s, %s, 1, 1).data)"
-    width, height = page.run(f"[{VIEW}.width, {VIEW}.height]")
-    found: list[int] = page.run(code % (int(x * width), int(y * height)))
+    found: list[int] = page.run(code_of_pixel(page, x, y))
     return found
+
+
+def code_of_pixel(page: Page, x: float, y: float) -> str:
+    width, height = page.run(f"[{VIEW}.width, {VIEW}.height]")
+    place = f"{int(x * width)}, {int(y * height)}"
+    return f"Array.from({VIEW}.getContext('2d').getImageData({place}, 1, 1).data)"
+
+
+def wait_for_pixel(page: Page, place: Point, color: list[int]) -> None:
+    page.wait(f"{code_of_pixel(page, *place)}.join() === '{','.join(map(str, color))}'")
 
 
 def swatch(page: Page, label: int) -> list[int]:
@@ -276,7 +284,7 @@ def test_a_phone_has_all_of_it_and_a_finger_paints(tmp_path: Path, width: int) -
             wide = page.run(f"{place}.documentElement.scrollWidth")
             assert wide <= page.run(f"{place}.documentElement.clientWidth")
         page.touch(path)
-        assert pixel(page, 0.5, 0.3) == swatch(page, 1)
+        wait_for_pixel(page, (0.5, 0.3), swatch(page, 1))
         time.sleep(1)
         page.wait(IDLE)
         sample(page, "8 x 8 pixels, seed 0")

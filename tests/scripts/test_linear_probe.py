@@ -106,7 +106,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     run = str(run_with_data(tmp_path / "run", length=12))
     main(["-r", run, *SMALL, "-o", str(tmp_path / "1"), "--no_cache"])
     flags = ["-r", run, *SMALL, "--workers", "0", "--no_cache", "--batch_size", "5"]
-    in_two_processes(main, [*flags, "-o", str(tmp_path / "2")])
+    in_two_processes(main, [*flags, "-o", str(tmp_path / "2")], fresh=True)
     one, two = result(tmp_path / "1"), result(tmp_path / "2")
     assert one["metrics"]["run"]["histogram"]["images"] == 12
     assert two["metrics"]["run"]["codes"]["folds"] == one["metrics"]["run"]["codes"]["folds"]

@@ -145,7 +145,7 @@ def of_normed(
     gelu: bool = False,
 ) -> Tensor:
     """A linear layer, and GELU, of `normalized` `x`; in one kernel where there is one for it."""
-    plain = kind == "layer" and not change
+    plain = kind == "layer" and len(change) == 0  # torch.compile knows no `not` of a tuple
     if plain and isinstance(product, FewRowsLinear) and product.takes(x):
         gain, shift = norm
         return product.behind_norm(x, (gain, shift), EPSILON, gelu=gelu)
