@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         if "extractor_weights" in values and not names <= {RAW, EMA, INT8}:
             if (named := values["extractor_weights"]) is not None:
                 self.error(f"--weights {weights} and --extractor_weights {named} both name a file")
-            # As it was called before. Taken out, as a parser of mixed arguments may come here twice.
+            # As it was called before; taken out, as some Pythons parse mixed arguments twice.
             values.update(extractor_weights=Path(weights), weight_set=None)
             weights = None
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
