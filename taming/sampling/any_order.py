@@ -9,7 +9,7 @@ sample row by row, and read what is kept in its place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,38 +119,98 @@ def sample_in_any_order(
         report: called with all codes, by rows, and how many of them have been sampled.
         in_place: known codes are read at their places, and not first.
     """
-    settings, copies = chance.settings, len(prompt) // len(chance.streams)
+    copies = len(prompt) // len(chance.streams)
     orders = chance.orders() if in_place else orders_of(chance, known)
     ordered = None if known is None else in_order(known.flatten(1), orders)
-    path = path_of(orders, prompt.shape[1]).repeat(copies, 1)
+    path = path_of(orders, prompt.shape[1])
+    if chance.settings.steps is not None:
+        images = _Images(list(range(len(orders))), prompt, path, orders, ordered, chance)
+        return _sample_in_steps(decoder, images, report)
     missing = torch.ones_like(orders) if ordered is None else ordered < 0  # (B, n)
     sampled = missing.any(0).cumsum(0).tolist()  # how many are, after each place of the orders
-    unknown: int = sampled[-1]
-    if settings.steps is None:
-        codes = generate(
-            _OnPath(decoder, path),
-            prompt,
-            chance.length,
-            chance.pick,
-            lambda codes, n: report(by_rows(codes, orders), sampled[n]),
-            known=ordered,
-            copies=copies,
-        )
-    else:
-        left = left_after(unknown, settings.steps, settings.step_schedule)
-        codes = generate_in_steps(
-            decoder,
-            prompt,
-            path,
-            sizes_of(left, unknown),
-            chance.pick_from,
-            on_step=lambda codes, done: report(
-                by_rows(codes, orders), done - chance.length + unknown
-            ),
-            known=ordered,
-            copies=copies,
-        )
+    codes = generate(
+        _OnPath(decoder, path.repeat(copies, 1)),
+        prompt,
+        chance.length,
+        chance.pick,
+        lambda codes, n: report(by_rows(codes, orders), sampled[n]),
+        known=ordered,
+        copies=copies,
+    )
     return by_rows(codes, orders)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images that are sampled in steps.
+
+    Attributes:
+        numbers: in the batch, (B,).
+        prompt: (copies * B, T), of the condition.
+        path: (B, T + n), the positions of their sequences.
+        orders: (B, n), of their codes.
+        ordered: (B, n), what is known of them in these orders, -1 where to sample; None: nothing.
+        chance: what decides of them.
+    """
+
+    numbers: list[int]
+    prompt: Tensor
+    path: Tensor
+    orders: Tensor
+    ordered: Tensor | None
+    chance: Chance
+
+    def by_holes(self) -> dict[int, _Images]:
+        """Those that have as many codes to sample as each other, by how many, the most first."""
+        if self.ordered is None:
+            return {self.chance.length: self}
+        counts = (self.ordered < 0).sum(1).tolist()
+        return {
+            count: self._part([n for n, one in enumerate(counts) if one == count])
+            for count in sorted(set(counts), reverse=True)
+        }
+
+    def _part(self, numbers: list[int]) -> _Images:
+        if len(numbers) == len(self.numbers):
+            return self
+        at = torch.tensor(numbers, device=self.orders.device)
+        prompt = self.prompt.unflatten(0, (-1, len(self.orders)))[:, at].flatten(0, 1)
+        known = None if self.ordered is None else self.ordered[at]
+        chance = self.chance.of(numbers)
+        return _Images(numbers, prompt, self.path[at], self.orders[at], known, chance)
+
+
+def _sample_in_steps(
+    decoder: CachedDecoder, images: _Images, report: Callable[[Tensor, int], None]
+) -> Tensor:
+    """Codes (B, n) by rows. Images of equal holes share steps, so that those of one do not depend
+    on what is beside it; `report` is told of the image that has most left."""
+    settings, by_holes = images.chance.settings, images.by_holes()
+    codes = torch.zeros_like(images.orders)
+    most = max(by_holes)
+    copies = len(images.prompt) // len(images.orders)
+    for count, later in zip(by_holes, [*list(by_holes)[1:], 0], strict=True):
+        part = by_holes[count]
+        at = torch.tensor(part.numbers, device=codes.device)
+
+        def on_step(
+            ordered: Tensor, done: int, part: _Images = part, at: Tensor = at, later: int = later
+        ) -> None:
+            codes[at] = by_rows(ordered, part.orders)
+            report(codes, most - max(part.chance.length - done, later))
+
+        ordered = generate_in_steps(
+            decoder,
+            part.prompt,
+            part.path.repeat(copies, 1),
+            sizes_of(left_after(count, settings.steps or count, settings.step_schedule), count),
+            part.chance.pick_from,
+            on_step=on_step,
+            known=part.ordered,
+            copies=copies,
+        )
+        codes[at] = by_rows(ordered, part.orders)
+    return codes
 
 
 def orders_of(chance: Chance, known: Tensor | None) -> Tensor:

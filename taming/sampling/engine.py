@@ -248,9 +248,11 @@ class TokenSampler:
     def _sample_around(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
         """Of models that see what is known (B, H, W) wherever it lies; by rows."""
         rows = None if known is None else known.flatten(1)
-        total = chance.length if rows is None else int((rows < 0).any(0).sum())
-
-        report = self._reporter(total)
+        in_place = reads_in_place(self.model, self.settings)
+        holes = torch.ones(1, chance.length) if rows is None else rows < 0
+        # Of any order each has what it lacks itself first; else, places count that any of them lacks.
+        together = self.model.masked or in_place
+        report = self._reporter(int(holes.any(0).sum() if together else holes.sum(1).max()))
         if self.model.masked:
             if self._weights is None:
                 self._weights = weights_for(self.gpt, self.dtype, len(prompt) * chance.length)
@@ -261,7 +263,6 @@ class TokenSampler:
             )
         decoder = self._decoder_of(prompt.shape[1] + chance.length - 1)
         assert isinstance(decoder, CachedDecoder)
-        in_place = reads_in_place(self.model, self.settings)
         return sample_in_any_order(decoder, prompt, known, chance, report, in_place=in_place)
 
     def _reporter(self, total: int) -> Callable[[Tensor, int], None]:

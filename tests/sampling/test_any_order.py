@@ -189,8 +189,27 @@ def test_images_with_different_holes_share_a_batch(model: Any, masked: Any) -> N
                 kept = known.flatten() >= 0
                 assert torch.equal(got[row][kept], known.flatten()[kept])
             assert got.max() < 20
-    alone = [indices(model, [one], SampleSettings(order="inwards"))[0] for one in requests]
-    assert torch.equal(torch.stack(alone)[1], indices(model, requests[1:2])[0])
+
+
+@pytest.mark.parametrize("order", ["inwards", "raster", "random"])
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_beside_it_change_no_image(
+    model: Any, order: str, steps: int | None, guidance: float
+) -> None:
+    few = torch.full((4, 4), 5)
+    few[1, 1:] = -1
+    requests = [
+        replace(REQUESTS[n % len(REQUESTS)], number=n, known=known)
+        for n, known in enumerate((HOLE, few, None, HOLE.flip(0), torch.full((4, 4), 2)))
+    ]
+    settings = SampleSettings(order=order, steps=steps, guidance=guidance)
+    seen: list[Progress] = []
+    together = indices(model, requests, settings, on_step=seen.append)
+    alone = [indices(model, [one], settings)[0] for one in requests]
+    assert torch.equal(together, torch.stack(alone))
+    done = [step.done for step in seen]
+    assert done == sorted(done) and done[-1] == seen[0].total == 16
 
 
 def filled_in(model: Any, request: Request, settings: SampleSettings, seed: int) -> Tensor:
