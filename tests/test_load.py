@@ -99,12 +99,24 @@ def test_folders_of_hubs(kind: str) -> None:
         assert torch.equal(taming.load(lone, base=["own.yaml"])(x)[0], expected(x)[0])
 
 
+def test_a_quantizer_that_a_hubs_config_names_is_no_other_one() -> None:
+    folder, _ = hub_folder(Path("hub"), "mixin")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantizer_config"] = {"target": "evil.Codes", "params": {"n_e": 12, "e_dim": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has a quantizer_config, .* with --base"):
+        taming.load(folder)
+    OmegaConf.save({"model": first_stage_config()}, "own.yaml")
+    assert type(taming.load(folder, base=["own.yaml"]).quantize).__name__ == "VectorQuantizer2"
+
+
 def test_other_folders_of_hubs_are_refused() -> None:
     folder, _ = hub_folder(Path("hub"), "flat")
     for content, message in (
         ({"_class_name": "AutoencoderKL"}, "config.json is of AutoencoderKL, not of a VQModel"),
         ({"_class_name": "VQModel"}, "config.json is no complete config of a VQModel"),
         ({"_class_name": "VQModel", "norm_type": "spatial"}, "only group normalization"),
+        ({"_class_name": "VQModel", "act_fn": "relu"}, "act_fn is relu, and only silu has"),
         ([1], "config.json cannot be read as a model's config"),
         ({"model": {"target": "evil.Model"}}, "evil.Model is not trusted"),
     ):

@@ -18,7 +18,8 @@ WEIGHTS = tuple(
     for name in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 _TARGET = "taming.models.vqgan.VQModel"
-_OWN = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy", "image_key")
+_OWN: tuple[str, ...] = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy")
+_OWN += ("image_key", "colorize_nlabels", "revive_after")
 _DDCONFIG: tuple[str, ...] = (
     "double_z",
     "z_channels",
@@ -29,7 +30,7 @@ _DDCONFIG: tuple[str, ...] = (
     "ch_mult",
 )
 _DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
-_DDCONFIG += ("norm_groups",)
+_DDCONFIG += ("norm_groups", "decoder_ch_mult", "give_pre_end")
 _USUAL_GROUPS = 32  # of diffusers as well
 
 
@@ -76,6 +77,11 @@ def model_section(path: Path) -> dict[str, Any]:
         UserError: for configs of other models.
     """
     config = read_config(path)
+    if config.get("quantizer_config"):  # names in it would not be what the file is trusted with
+        raise UserError(
+            f"{path} has a quantizer_config, which is read from YAMLs alone; name that of these "
+            "weights with --base (in Python: base=[...])"
+        )
     try:
         if config.get("_class_name") == "VQModel":
             return {"target": _TARGET, "params": params_from_diffusers(config, path)}
@@ -102,6 +108,8 @@ def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, An
     """
     if config.get("norm_type", "group") != "group":
         raise UserError(f"{path}: only group normalization has a counterpart here")
+    if (act := config.get("act_fn", "silu")) not in ("silu", "swish"):
+        raise UserError(f"{path}: act_fn is {act}, and only silu has a counterpart here")
     widths, resolution = config["block_out_channels"], config["sample_size"]
     levels = range(len(widths))
     attention = [i for i in levels if config["down_block_types"][i].startswith("Attn")]

@@ -78,24 +78,15 @@ def _why_unknown(found: list[Shapes], hint: str) -> str:
             f"and it is a larger model; {hint}, or take its first stage out with "
             f"{script('extract_submodel')} IN OUT first_stage_model"
         )
-    shapes = max(found, key=_nearness, default={})
-    layout, missing = nearest(shapes)
-    if len(missing) == len(layout.marks):
-        return f"and its tensors are no tokenizer's that is known here; {hint}"
-    what = (
-        f"of which it lacks {', '.join(missing)}"
-        if missing
-        else "and it has tensors beyond that one"
-    )
+    like = [(layout, shapes) for shapes in found if (layout := nearest(shapes))]
+    unknown = "and its tensors are no tokenizer's that is known here"
+    if not like:
+        return f"{unknown}; {hint}"
+    layout, shapes = min(like, key=lambda pair: pair[0].distance(pair[1]))
     return (
-        f"and its tensors are no tokenizer's that is known here: the nearest layout is "
-        f"{layout.title}'s, {what}; {hint}"
+        f"{unknown}: the nearest layout is {layout.title}'s, but they {layout.why_not(shapes)}; "
+        f"{hint}"
     )
-
-
-def _nearness(shapes: Shapes) -> float:
-    layout, missing = nearest(shapes)
-    return 1 - len(missing) / len(layout.marks)
 
 
 def _described(section: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from taming.export.weights import save_weights
 from taming.models.codes import CodesInterface
 from taming.models.forward_settings import differing, forward_settings, option_of
 
+log = logging.getLogger(__name__)
 _INSTEAD = "the format safetensors holds every model"
 FOREIGN = tuple(name for name in LAYOUTS if name != "diffusers")  # which is a folder
 
@@ -25,13 +26,15 @@ FOREIGN = tuple(name for name in LAYOUTS if name != "diffusers")  # which is a f
 def to_layout(model: CodesInterface, name: str, target: str | Path) -> None:
     """Write a first stage as a checkpoint of a project, in the shape that its code reads.
 
-    A `target` that ends in .safetensors holds the tensors alone.
+    A `target` that ends in .safetensors holds the tensors alone. What its code has no argument for,
+    and is otherwise in this model, is logged.
 
     Raises:
         UserError: for a model that the project's code has not.
     """
     layout, target = LAYOUTS[name], Path(target)
     state = layout_state(model, layout)
+    _say_what_is_fixed(layout, shapes_of(state))
     if target.suffix == ".safetensors":
         return save_weights(state, target)
     save_atomic({layout.container: state} if layout.container else state, target)
@@ -50,10 +53,9 @@ def layout_state(model: CodesInterface, layout: Layout) -> dict[str, Tensor]:
     }
     state = layout.from_model(own)
     shapes = shapes_of(state)
-    if not layout.recognises(shapes):
+    if wrong := layout.why_not(shapes):
         raise UserError(
-            f"{layout.title}'s layout cannot hold this model, {_what_is_wrong(layout, shapes)}; "
-            f"{_INSTEAD}"
+            f"{layout.title}'s layout cannot hold this model, whose tensors {wrong}; {_INSTEAD}"
         )
     with torch.device("meta"):
         wanted = instantiate_from_config((layout.written or layout.config)(shapes))
@@ -87,13 +89,17 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
-def _what_is_wrong(layout: Layout, shapes: Shapes) -> str:
-    """Why a layout does not recognise what a model would be by its names, for people."""
-    if missing := layout.missing(shapes):
-        return f"which by its names has no {', '.join(missing)}"
-    if layout.lacks and (other := next((n for n in shapes if re.fullmatch(layout.lacks, n)), "")):
-        return f"which has '{other}'"
-    return "whose names agree, but not how many blocks, attentions or kernels there are"
+def _say_what_is_fixed(layout: Layout, shapes: Shapes) -> None:
+    """One line about options that the project's code would have to be changed for."""
+    ddconfig = (layout.written or layout.config)(shapes)["params"]["ddconfig"]
+    fixed = {name: value for name, value in layout.fixed.items() if ddconfig[name] != value}
+    if fixed:
+        log.warning(
+            "this model has %s: %s's code has %s fixed, and reads the file with that changed alone",
+            " and ".join(f"{name} {ddconfig[name]}" for name in fixed),
+            layout.title,
+            " and ".join(f"{name} {value}" for name, value in fixed.items()),
+        )
 
 
 def _kinds(model: CodesInterface) -> str:

@@ -12,6 +12,7 @@ from taming.config_values import Arguments
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
 from taming.modules.magvit2 import Magvit2Decoder, Magvit2Encoder
+from taming.modules.vqvae.codebook import latent_channels
 
 
 class WithoutConvolutions(VQModel):
@@ -19,10 +20,13 @@ class WithoutConvolutions(VQModel):
 
     def _make_convolutions(self, ddconfig: Mapping[str, Any]) -> None:
         z_channels, width = ddconfig["z_channels"], self.quantize.e_dim
-        if z_channels != width:
+        taken = latent_channels(self.quantize)
+        if not z_channels == width == taken:
+            kinds = "" if taken == width else f", and it takes latents of {taken}"
             raise UserError(
                 f"ddconfig.z_channels is {z_channels}, but the quantizer's codes have the width "
-                f"{width}; {type(self).__name__} has no convolution in between: make them equal"
+                f"{width}{kinds}; {type(self).__name__} has no convolution in between: make them "
+                "equal"
             )
         self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
 

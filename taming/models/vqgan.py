@@ -36,7 +36,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import Reconstruction
 from taming.modules.losses.pixels import images_of
-from taming.modules.vqvae.codebook import Quantized, Quantizer
+from taming.modules.vqvae.codebook import Quantized, Quantizer, latent_channels
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
@@ -140,7 +140,7 @@ class VQModel(AutoencoderTraining):
         """Make what is between the networks and the quantizer, which is there already."""
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
-        quantizer_input = getattr(self.quantize, "input_channels", self.quantize.e_dim)
+        quantizer_input = latent_channels(self.quantize)
         self.quant_conv: nn.Module = nn.Conv2d(encoder_channels, quantizer_input, 1)
         self.post_quant_conv: nn.Module = nn.Conv2d(self.quantize.e_dim, z_channels, 1)
 

@@ -124,7 +124,9 @@ def sample_in_any_order(
     ordered = None if known is None else in_order(known.flatten(1), orders)
     path = path_of(orders, prompt.shape[1])
     if chance.settings.steps is not None:
-        images = _Images(list(range(len(orders))), prompt, path, orders, ordered, chance)
+        images = _Images(
+            list(range(len(orders))), prompt, path, orders, known=ordered, chance=chance
+        )
         return _sample_in_steps(decoder, images, report)
     missing = torch.ones_like(orders) if ordered is None else ordered < 0  # (B, n)
     sampled = missing.any(0).cumsum(0).tolist()  # how many are, after each place of the orders
@@ -149,7 +151,7 @@ class _Images:
         prompt: (copies * B, T), of the condition.
         path: (B, T + n), the positions of their sequences.
         orders: (B, n), of their codes.
-        ordered: (B, n), what is known of them in these orders, -1 where to sample; None: nothing.
+        known: (B, n), codes in these orders, -1 where to sample; None: nothing.
         chance: what decides of them.
     """
 
@@ -157,14 +159,14 @@ class _Images:
     prompt: Tensor
     path: Tensor
     orders: Tensor
-    ordered: Tensor | None
+    known: Tensor | None
     chance: Chance
 
     def by_holes(self) -> dict[int, _Images]:
         """Those that have as many codes to sample as each other, by how many, the most first."""
-        if self.ordered is None:
+        if self.known is None:
             return {self.chance.length: self}
-        counts = (self.ordered < 0).sum(1).tolist()
+        counts = (self.known < 0).sum(1).tolist()
         return {
             count: self._part([n for n, one in enumerate(counts) if one == count])
             for count in sorted(set(counts), reverse=True)
@@ -175,9 +177,9 @@ class _Images:
             return self
         at = torch.tensor(numbers, device=self.orders.device)
         prompt = self.prompt.unflatten(0, (-1, len(self.orders)))[:, at].flatten(0, 1)
-        known = None if self.ordered is None else self.ordered[at]
+        known = None if self.known is None else self.known[at]
         chance = self.chance.of(numbers)
-        return _Images(numbers, prompt, self.path[at], self.orders[at], known, chance)
+        return _Images(numbers, prompt, self.path[at], self.orders[at], known=known, chance=chance)
 
 
 def _sample_in_steps(
@@ -186,7 +188,8 @@ def _sample_in_steps(
     """Codes (B, n) by rows. Images of equal holes share steps, so that those of one do not depend
     on what is beside it; `report` is told of the image that has most left."""
     settings, by_holes = images.chance.settings, images.by_holes()
-    codes = torch.zeros_like(images.orders)
+    known = torch.zeros_like(images.orders) if images.known is None else images.known
+    codes = by_rows(known.clamp(min=0), images.orders)
     most = max(by_holes)
     copies = len(images.prompt) // len(images.orders)
     for count, later in zip(by_holes, [*list(by_holes)[1:], 0], strict=True):
@@ -206,7 +209,7 @@ def _sample_in_steps(
             sizes_of(left_after(count, settings.steps or count, settings.step_schedule), count),
             part.chance.pick_from,
             on_step=on_step,
-            known=part.ordered,
+            known=part.known,
             copies=copies,
         )
         codes[at] = by_rows(ordered, part.orders)

@@ -250,7 +250,7 @@ class TokenSampler:
         rows = None if known is None else known.flatten(1)
         in_place = reads_in_place(self.model, self.settings)
         holes = torch.ones(1, chance.length) if rows is None else rows < 0
-        # Of any order each has what it lacks itself first; else, places count that any of them lacks.
+        # Of any order each lacks its own codes; else places count that one of them lacks.
         together = self.model.masked or in_place
         report = self._reporter(int(holes.any(0).sum() if together else holes.sum(1).max()))
         if self.model.masked:

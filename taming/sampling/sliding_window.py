@@ -25,7 +25,7 @@ from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.modules.transformer.plain import block_size_of, vocabulary_of
 from taming.modules.transformer.segment import Segment
-from taming.modules.transformer.variants import check_layout
+from taming.modules.transformer.variants import check_causal, check_layout
 from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
 from taming.sampling.settings import SampleSettings, TopK
@@ -95,6 +95,8 @@ class SlidingWindow:
         *,
         trained: tuple[int, int] | None = None,
     ) -> None:
+        if isinstance(weights, Weights):
+            check_causal(weights.config)
         self.weights, self.condition, self.layout = weights, condition, layout
         self.copies, self.conditions = copies, Conditions(condition, layout, condition_in)
         h, w = layout.window

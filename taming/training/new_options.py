@@ -7,7 +7,7 @@ are gone are left out. What trains, and so has an optimizer's state, cannot come
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,15 @@ _KEPT_BY = {
 # What the shapes of weights do not tell, and cannot change.
 _OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm", "attention", "n_unmasked")
 _OF_QUANTIZER = ("levels", "symmetric", "scales", "using_znorm", "quant_resi")
-_UNCHANGED: tuple[str, ...] = (
+_UNCHANGED = tuple(f"params.transformer_config.params.{name}" for name in _OF_GPT)
+_UNCHANGED += tuple(f"params.{stage}" for stage in STAGES)
+# In first stages and quantizers, which are within each other.
+_OF_STAGE: tuple[str, ...] = (
     "target",
     "params.ddconfig.norm_groups",
     "params.quantizer_config.target",
 )
-_UNCHANGED += tuple(f"params.transformer_config.params.{name}" for name in _OF_GPT)
-_UNCHANGED += tuple(f"params.quantizer_config.params.{name}" for name in _OF_QUANTIZER)
-_UNCHANGED += tuple(f"params.{name}" for name in _OF_QUANTIZER)
-_UNCHANGED += tuple(f"params.{stage}" for stage in STAGES)
+_OF_STAGE += tuple(f"params.{name}" for name in _OF_QUANTIZER)
 # Where a run has started from: its checkpoints have the weights of all parts since.
 _STARTS = ("params.ckpt_path", *(f"params.{stage}.params.ckpt_path" for stage in STAGES))
 
@@ -55,13 +55,23 @@ def check_unchanged(before: DictConfig, now: DictConfig) -> None:
 
     Defaults may be written out, and stages may have moved from where they were.
     """
-    for key in (f"model.{name}" for name in (*_UNCHANGED, *_STARTS)):
+    named = [f"model.{name}" for name in (*_UNCHANGED, *_STARTS)]
+    for key in (*_of_stages(before.model, now.model), *named):
         was, is_now = _meant(before, key), _meant(now, key)
         start = key.endswith(".ckpt_path")
         if was == is_now or (start and (is_now is None or _is_moved(was, is_now))):
             continue
         advice = ", which has its weights already; start a new one" if start else ""
         raise UserError(f"{key} was {was} and is now {is_now}: it cannot change in a run{advice}")
+
+
+def _of_stages(before: DictConfig, now: DictConfig, place: str = "model") -> Iterator[str]:
+    """What cannot change of a part, and of the parts in it that both configs write out."""
+    yield from (f"{place}.{name}" for name in _OF_STAGE)
+    for name in (*STAGES, "quantizer_config"):
+        parts = [OmegaConf.select(one, f"params.{name}") for one in (before, now)]
+        if isinstance(parts[0], DictConfig) and isinstance(parts[1], DictConfig):
+            yield from _of_stages(parts[0], parts[1], f"{place}.params.{name}")
 
 
 def _meant(config: DictConfig, key: str) -> Any:

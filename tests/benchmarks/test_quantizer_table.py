@@ -64,7 +64,9 @@ def test_what_is_said_of_digits() -> None:
     assert first[0] == "fsq" and ahead == 3 and "with three of the five seeds" in text
     all_used = {name for name, values in used.items() if min(values) == 1}
     assert all_used == {"fsq", "simvq", "residual", "multi_scale", "bsq", "lfq"}
-    assert 0.2 < mean(used["ema"]) < 0.3 < mean(used["gumbel"]) < 0.36
+    for name, words in (("ema", "EMA uses {} to {} %"), ("gumbel", "Gumbel's uses {} to {} %")):
+        least, most = (round(100 * end(used[name])) for end in (min, max))
+        assert words.format(least, most) in text
     assert sorted(round(one) for one in fid["ibq"]) == [1, 1, 1, 30, 31]
 
 
@@ -152,3 +154,21 @@ def test_numbers_of_orders() -> None:
     longer: list[Any] = [nats(f"{token}, by rows, as many steps")]
     longer.append(share(f"{quarter}, by rows, as many steps"))
     assert f"{longer[0]} nats, and without the class {longer[1]}" in text
+
+
+def test_inpainting_by_seed() -> None:
+    path, text = ROOT / "benchmarks/results/any_order-cpu.json", text_of("concepts/orders.md")
+    entries = json.loads(path.read_text())
+    assert {entry["seed"] for entry in entries} == {0, 23}
+    for entry in entries:
+        for temperature, end in (("1", ""), ("0.5", ", temperature 0.5")):
+            keys = [f"inpainted right, {order}{end}" for order in ("by rows", "random orders")]
+            shares = [100 * entry[key] for key in keys]
+            deviations = [100 * entry[f"{key}, deviation"] for key in keys]
+            cells = [f"{s:.1f} ± {d:.1f} %" for s, d in zip(shares, deviations, strict=True)]
+            cells = [str(entry["seed"]), temperature, *cells, f"{shares[1] - shares[0]:.1f}"]
+            assert f"| {' | '.join(cells)} |" in text
+    nats = [entries[0][f"nats per token{of}"] for of in (", by rows", " by rows, of random orders")]
+    assert (
+        "With seed 0" in text and "{:.2f} nats per token by rows, and {:.2f}".format(*nats) in text
+    )

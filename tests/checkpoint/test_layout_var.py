@@ -199,7 +199,9 @@ def test_any_number_of_scales_is_written(tmp_path: Path) -> None:
     again: Any = load_model(tmp_path / "vae.pth", base=[tmp_path / "own.yaml"])
     x = torch.rand(1, 3, 16, 16) * 2 - 1
     assert torch.equal(again.encode_to_indices(x), model.eval().encode_to_indices(x))
-    with pytest.raises(UserError, match="layout cannot hold this model, which by its names has no"):
+    with pytest.raises(
+        UserError, match="layout cannot hold this model, whose tensors lack quantize"
+    ):
         to_layout(build(first_stage_config(lossconfig=None)), "var", tmp_path / "x.pth")
 
 

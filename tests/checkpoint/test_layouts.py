@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ FULL = {
     "vq-f8-n256": ("vqgan", 8, 256, 4),
     "vq-f16": ("vqgan", 16, 16384, 8),
 }
+VAR_CONFIG = first_stage_config(
+    "taming.models.multi_scale.MultiScaleVQ", scales=[1, 3, 8], lossconfig=None
+)
 SMALL = ["llamagen", "maskgit", "ibq", "open_magvit2", "simvq", "vqgan"]
 
 
@@ -210,17 +215,17 @@ def test_a_layout_holds_only_its_projects_models(tmp_path: Path) -> None:
     mask = taming.load(foreign_file("maskgit", tmp_path))
     with pytest.raises(UserError, match="of a VQModel with CosineQuantizer, and this is a VQModel"):
         to_layout(with_attention(), "llamagen", tmp_path / "x.pt")
-    with pytest.raises(UserError, match="cannot hold this model, which by its names has no"):
+    with pytest.raises(UserError, match="cannot hold this model, whose tensors lack"):
         to_layout(mask, "llamagen", tmp_path / "x.pt")
-    with pytest.raises(UserError, match="model, whose names agree, but not how many blocks"):
+    with pytest.raises(UserError, match="model, whose tensors have other numbers of blocks"):
         to_layout(plain, "ibq", tmp_path / "x.pt")
     moving = build(first_stage_config("taming.models.vqgan.EMAVQ", lossconfig=None))
-    message = r"which has 'quantize.embedding.\w+'; the format safetensors holds every model"
+    message = r"whose tensors have 'quantize.embedding.\w+', which it has not; the format safetensors holds every model"
     with pytest.raises(UserError, match=message):
         to_layout(moving, "vqgan", tmp_path / "x.pt")
     with pytest.raises(UserError, match="this is a VQModel with CosineQuantizer"):
         to_layout(llama, "vqgan", tmp_path / "x.pt")
-    with pytest.raises(UserError, match="cannot hold this model, which by its names has no"):
+    with pytest.raises(UserError, match="cannot hold this model, whose tensors lack"):
         to_layout(plain, "simvq", tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists() and "diffusers" not in FOREIGN
 
@@ -259,7 +264,7 @@ def test_the_nearest_layout_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         taming.load(tmp_path / "older.ckpt")
     text = str(error.value)
-    assert "the nearest layout is Open-MAGVIT2's, of which it lacks decoder.adaptive" in text
+    assert "the nearest layout is Open-MAGVIT2's, but they lack decoder.adaptive" in text
     assert "--base" in text and text.count("\n") == 0
 
 
@@ -281,9 +286,58 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
         taming.load(tmp_path / "x.bin")
 
 
-def test_the_fewest_missing_parts_are_nearest() -> None:
-    layout, missing = nearest(small_state("simvq"))
-    assert layout.name == "simvq" and not missing
+def gumbel() -> dict[str, Any]:
+    state = small_state("vqgan")
+    del state["quantize.embedding.weight"]
+    return {**state, "quantize.embed.weight": torch.zeros(16, 4)}
+
+
+def without_codes() -> dict[str, Any]:
+    return {n: t for n, t in small_state("vqgan").items() if not n.startswith("quantize.")}
+
+
+def averaged() -> dict[str, Any]:
+    return {**small_state("vqgan"), "quantize.embedding.cluster_size": torch.zeros(16)}
+
+
+def of_larger_kernels() -> dict[str, Any]:
+    state = small_state("vqgan")
+    return {**state, "quant_conv.weight": torch.zeros(*state["quant_conv.weight"].shape[:2], 3, 3)}
+
+
+def of_var_without_hits() -> dict[str, Any]:
+    state = LAYOUTS["var"].from_model(build(VAR_CONFIG).state_dict())
+    return {n: t for n, t in state.items() if n != "quantize.ema_vocab_hit_SV"}
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "why"),
+    [
+        (gumbel, "vqgan", "lack quantize.embedding"),
+        (without_codes, "vqgan", "lack quantize.embedding"),
+        (averaged, "vqgan", "have 'quantize.embedding.cluster_size', which it has not"),
+        (of_larger_kernels, "vqgan", "have other numbers of blocks, attentions or kernels"),
+        (of_var_without_hits, "var", "lack quantize.ema_vocab_hit_SV"),
+        (partial(small_state, "simvq"), "simvq", None),
+    ],
+)
+def test_the_nearest_layout_and_why_it_is_not_that(
+    state: Callable[[], dict[str, Any]], name: str, why: str | None
+) -> None:
+    shapes = shapes_of(state())
+    layout = nearest(shapes)
+    assert layout is not None
+    assert (layout.name, layout.why_not(shapes)) == (name, why)
+
+
+def test_what_a_projects_code_has_no_argument_for_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    to_layout(build(VAR_CONFIG), "var", tmp_path / "x.pth")
+    assert "has ch_mult [1, 1] and num_res_blocks 1: VAR's code has ch_mult [1, 1, 2" in caplog.text
+    caplog.clear()
+    to_layout(build(small_section("vqgan")), "vqgan", tmp_path / "y.ckpt")
+    assert not caplog.text
 
 
 # ---------------------------------------------------------------------- faults are noticed
@@ -325,7 +379,7 @@ def test_remapped_indices_are_not_exported(name: str, tmp_path: Path) -> None:
     section = small_section(name)
     place = section["params"].get("quantizer_config", section)["params"]
     place["remap"] = str(tmp_path / "used.npy")
-    with pytest.raises(UserError, match="this model has remap true|which has 'quantize.used'"):
+    with pytest.raises(UserError, match="this model has remap true|have 'quantize.used'"):
         to_layout(build(section), name, tmp_path / "x.pt")
 
 

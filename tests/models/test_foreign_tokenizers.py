@@ -173,6 +173,10 @@ def test_codes_have_the_width_of_the_latents() -> None:
         network = small_section(name)["params"]["ddconfig"]
         with pytest.raises(UserError, match="z_channels is 4, but the quantizer's codes have the"):
             cls(ddconfig=network, n_embed=16, embed_dim=8)
+        gumbel = {"num_hiddens": 8, "embedding_dim": 4, "n_embed": 16}
+        target = "taming.modules.vqvae.gumbel.GumbelQuantize"
+        with pytest.raises(UserError, match="have the width 4, and it takes latents of 8; "):
+            cls(ddconfig=network, quantizer_config={"target": target, "params": gumbel})
     with pytest.raises(UserError, match="decoder_ch_mult has 1 levels, but ch_mult 2"):
         network = {**ddconfig(), "decoder_ch_mult": [1]}
         build(first_stage_config(ddconfig=network))

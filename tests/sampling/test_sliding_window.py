@@ -13,8 +13,8 @@ from taming.sampling.settings import SampleSettings
 from tests.support import fill_by_name, load_golden
 
 
-def small_gpt(block_size: int = 31, n_unmasked: int = 0) -> GPT:
-    gpt = GPT(30, block_size, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked)
+def small_gpt(block_size: int = 31, **options: Any) -> GPT:
+    gpt = GPT(30, block_size, n_layer=2, n_head=2, n_embd=16, **options)
     fill_by_name(gpt)
     return gpt.eval()
 
@@ -71,6 +71,12 @@ def test_greedy_is_the_plain_loops(kind: str, shape: tuple[int, int]) -> None:
     gpt, cond = small_gpt(), condition(kind, shape)
     sampled = sample_sliding_window(gpt, cond, shape, 4, temperature=0)
     assert torch.equal(sampled, plain_loop(gpt, cond, shape, 4))
+
+
+def test_models_of_masked_codes_are_refused() -> None:
+    gpt, cond = small_gpt(attention="full"), condition("prefix", (4, 4))
+    with pytest.raises(UserError, match="attention: full fills in masked codes"):
+        sample_sliding_window(gpt, cond, (4, 4), 4)
 
 
 def count_caches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

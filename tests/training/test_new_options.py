@@ -182,6 +182,12 @@ def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
     stage = {"target": "taming.models.vqgan.EMAVQ", "params": {"ckpt_path": "x.ckpt"}}
     multi = "taming.modules.vqvae.multi_scale.MultiScaleQuantizer"
     gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": {}}
+    fsq = {"target": "taming.modules.vqvae.fsq.FSQ", "params": {"levels": [8, 8]}}
+    grouped = {"groups": 2, "quantizer_config": fsq}
+    target = "taming.modules.vqvae.grouped.GroupedQuantizer"
+    stage["params"]["quantizer_config"] = {"target": target, "params": grouped}
+    stage["params"]["ddconfig"] = {}
+    inner = "params.first_stage_config.params.quantizer_config.params.quantizer_config"
 
     def check(*changes: str) -> None:
         before = OmegaConf.create({"model": plain})
@@ -198,6 +204,7 @@ def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
     check("target=ldm.models.autoencoder.VQModel", f"{quantizer}.using_znorm=false")
     check("params.ddconfig.norm_groups=32", "params.transformer_config.params.n_unmasked=0")
     check(f"params.first_stage_config.params.ckpt_path={tmp_path}/x.ckpt")
+    check(f"{inner}.params.symmetric=false", f"{quantizer}.revive_after=2")
     for change in (
         "target=taming.models.vqgan.GumbelVQ",
         "params.ddconfig.norm_groups=16",
@@ -205,6 +212,11 @@ def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
         f"{quantizer}.using_znorm=true",
         "params.first_stage_config.target=taming.models.vqgan.VQModel",
         "params.cond_stage_config=__is_first_stage__",
+        "params.first_stage_config.params.ddconfig.norm_groups=16",
+        "params.first_stage_config.params.quantizer_config.target=taming.modules.vqvae.fsq.FSQ",
+        f"{inner}.target=taming.modules.vqvae.cosine.CosineQuantizer",
+        f"{inner}.params.levels=[4,16]",
+        f"{inner}.params.symmetric=true",
     ):
         with pytest.raises(UserError, match="it cannot change in a run$"):
             check(change)

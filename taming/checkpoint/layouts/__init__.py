@@ -40,10 +40,11 @@ def recognised(shapes: Shapes) -> Layout | None:
     return next((layout for layout in LAYOUTS.values() if layout.recognises(shapes)), None)
 
 
-def nearest(names: Collection[str]) -> tuple[Layout, list[str]]:
-    """The layout of which these names lack the fewest parts, and which these are."""
-    lacking = [(layout, layout.missing(names)) for layout in LAYOUTS.values()]
-    return min(lacking, key=lambda pair: len(pair[1]) / len(pair[0].marks))
+def nearest(shapes: Shapes) -> Layout | None:
+    """The layout that these are most like, of several the most general; None if they have no part
+    of any."""
+    like = [one for one in LAYOUTS.values() if len(one.missing(shapes)) < len(one.marks)]
+    return min(reversed(like), key=lambda layout: layout.distance(shapes), default=None)
 
 
 def renamed_layout(tensors: Tensors, own: Collection[str]) -> Layout | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -51,6 +51,7 @@ class Layout:
         written: the same as `config` of tensors that were a model of ours, where shapes alone tell
             `config` too little; by default `config`.
         told_apart: options, by their names in a config, that its code is told apart from files.
+        fixed: options of `ddconfig` that its code has no argument for, with its values.
         container: the entry of a checkpoint that holds the tensors; "" if they are the file.
     """
 
@@ -67,6 +68,7 @@ class Layout:
     from_model: Callable[[Tensors], dict[str, Tensor]] = dict
     written: Callable[[Shapes], dict[str, Any]] | None = None
     told_apart: Collection[str] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     container: str = "state_dict"
 
     def missing(self, names: Collection[str]) -> list[str]:
@@ -79,11 +81,27 @@ class Layout:
 
     def recognises(self, shapes: Shapes) -> bool:
         """Whether tensors of these names and shapes are this project's."""
-        if self.missing(shapes):
-            return False
-        if self.lacks and any(re.fullmatch(self.lacks, name) for name in shapes):
-            return False
-        return self.fits(shapes)
+        return self.why_not(shapes) is None
+
+    def why_not(self, shapes: Shapes) -> str | None:
+        """What is otherwise in tensors of these names and shapes, for people: they ..."""
+        if missing := self.missing(shapes):
+            return f"lack {', '.join(missing)}"
+        if (stranger := self._stranger(shapes)) is not None:
+            return f"have '{stranger}', which it has not"
+        return None if self.fits(shapes) else "have other numbers of blocks, attentions or kernels"
+
+    def distance(self, shapes: Shapes) -> float:
+        """How unlike these are: the share of parts that is missing, then what may not be there."""
+        missing = self.missing(shapes)
+        share = len(missing) / len(self.marks)
+        unfit = not missing and not self.fits(shapes)
+        return share + 0.3 * (self._stranger(shapes) is not None) + 0.1 * unfit
+
+    def _stranger(self, names: Iterable[str]) -> str | None:
+        if self.lacks is None:
+            return None
+        return next((name for name in names if re.fullmatch(self.lacks, name)), None)
 
     def has_own_names(self, names: Iterable[str]) -> bool:
         """Whether these have to be renamed for a model of ours."""

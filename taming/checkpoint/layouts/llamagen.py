@@ -104,6 +104,7 @@ LAYOUT = Layout(
     },
     fits=_attends_at_the_codes,
     config=_config,
+    fixed={"ch": 128, "num_res_blocks": 2},
     container="model",
     own_names=r"(encoder|decoder)\.conv_blocks\.\d+\.",
     to_model=to_model,

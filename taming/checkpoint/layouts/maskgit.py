@@ -55,5 +55,6 @@ LAYOUT = Layout(
     },
     lacks=r"(post_)?quant_conv\..*|.*\.downsample\..*|.*\.attn.*|quantize\.(?!embedding\.weight$).*",
     config=_config,
+    fixed={"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
     container="",
 )

@@ -120,5 +120,6 @@ LAYOUT = Layout(
     from_model=from_model,
     written=_with_some_scales,
     told_apart=("scales",),
+    fixed={"ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2},
     container="",
 )

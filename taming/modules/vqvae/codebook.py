@@ -119,6 +119,11 @@ def index_shape(quantizer: object, height: int, width: int) -> tuple[int, ...]:
     return height, width
 
 
+def latent_channels(quantizer: Quantizer) -> int:
+    """Channels of the latents that it takes."""
+    return int(getattr(quantizer, "input_channels", quantizer.e_dim))
+
+
 def index_count(quantizer: CodeTable) -> int:
     """How many different indices there are: one for each code, or fewer if they are remapped."""
     count: int = getattr(quantizer, "re_embed", quantizer.n_e)

@@ -21,6 +21,7 @@ from taming.modules.vqvae.codebook import (
     SeveralLevels,
     index_count,
     indexed_codes,
+    latent_channels,
     table_numbers,
 )
 from taming.modules.vqvae.residual import check_depth
@@ -59,7 +60,7 @@ class GroupedQuantizer(nn.Module):
         self.n_e = sum(one.n_e for one in made)
         self.e_dim = groups * made[0].e_dim
         self.re_embed = max(size for of_group in sizes for size in of_group.values())
-        self.input_channels: int = groups * getattr(made[0], "input_channels", made[0].e_dim)
+        self.input_channels: int = groups * latent_channels(made[0])
 
     def _check(self, one: Any, groups: int, e_dim: int | None) -> None:
         if e_dim not in (None, groups * one.e_dim):
