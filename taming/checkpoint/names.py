@@ -14,8 +14,11 @@ from taming.checkpoint.layouts.base import OPTIONAL, Tensors
 # DeepSpeed and Fabric, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Ends of names. Of how often codes were taken, and since when they were not: they begin anew.
-REVIVAL = ("idle", "idle.batches", "clusters.embed_prob")  # no other project has these
+# Ends of names. Of how often codes were taken, and since when they were not, which begin anew, with
+# the quantizer's option that keeps them; no other project has these.
+KEPT_BY = {"idle": "revive_after", "idle.batches": "revive_after"}
+KEPT_BY |= {"clusters.embed_prob": "clustering"}
+REVIVAL = tuple(KEPT_BY)
 STATISTICS = ("ema_vocab_hit_SV", *REVIVAL)
 COLORS = "colorize"  # random ones, of which one set is as good as another
 

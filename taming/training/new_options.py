@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint.hub_names import is_hub_name
+from taming.checkpoint.names import KEPT_BY
 from taming.checkpoint.runs import normal_path
 from taming.config_before import OF_DDCONFIG, defaults_of
 from taming.config_files import STAGES
@@ -25,8 +26,7 @@ from taming.trust import canonical_name, is_dotted
 AVERAGES, PERCEPTUAL = "model_ema.", "perceptual_weight"
 # What they keep, by names -> the option.
 _KEPT_BY = {
-    r"(.*\.)?(idle|idle\.batches)": "revive_after",
-    r"(.*\.)?clusters\.embed_prob": "clustering",
+    **{rf"(.*\.)?{re.escape(end)}": option for end, option in KEPT_BY.items()},
     r"(.*\.)?penalties\.lecam_means": "lecam_weight",
     r"(.*\.)?start\.(known|share_of_known)": "disc_start",
     re.escape(AVERAGES) + ".*": "use_ema",
