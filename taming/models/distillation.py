@@ -25,7 +25,7 @@ from taming.models.first_stage import tensors_of
 from taming.models.forward_settings import option_of
 from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.own_methods import logits_of
+from taming.modules.transformer.own_methods import logits_from
 from taming.modules.transformer.plain import block_size_of
 from taming.modules.transformer.variants import check_layout
 
@@ -73,7 +73,7 @@ class Teacher:
     @torch.no_grad()
     def logits(self, sequence: Tensor, start: int) -> Tensor:
         """After the tokens of `sequence` (B, T) from `start` on: (B, T - start, V)."""
-        return logits_of(self.transformer, sequence)[:, start:]
+        return logits_from(self.transformer, sequence, start)
 
 
 def soft_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from taming.models.run_length import run_length
 from taming.modules.transformer.gpt import GPT, parameter_groups
 from taming.modules.transformer.masked import random_masks
 from taming.modules.transformer.orders import in_order, path_of
-from taming.modules.transformer.own_methods import logits_of
+from taming.modules.transformer.own_methods import logits_from, logits_of
 from taming.modules.util import Labelator
 from taming.run_length import RunLength
 
@@ -107,11 +107,9 @@ class TransformerTraining(CodeSampling, KeptHooks):
 
     def _logits(self, sequence: Tensor, start: int) -> Tensor:
         """Of the image's indices, (B, h*w, vocab)."""
-        # Products of another number of rows round differently: evaluation stays as it was. Classes
-        # of others may not know `start`.
-        if self.training and type(self.transformer).forward is GPT.forward:
-            logits: Tensor = self.transformer(sequence, start=start)[0]
-            return logits
+        # Products of another number of rows round differently: evaluation stays as it was.
+        if self.training:
+            return logits_from(self.transformer, sequence, start)
         return logits_of(self.transformer, sequence, self.vocab_size)[:, start:]
 
     def _keep_some(self, indices: Tensor) -> Tensor:

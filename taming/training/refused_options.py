@@ -24,7 +24,7 @@ _FORMER = {
     "distributed_backend": "give --strategy ddp",
     "replace_sampler_ddp": f"the data are shared among processes as they have to be; {_LEAVE}",
     "num_processes": "give --devices",
-    "auto_select_gpus": "give --gpus 0, for the first GPU, or --gpus 2 for any two",
+    "auto_select_gpus": "give --gpus '0,' for the first GPU, or --gpus 2 for any two",
     **dict.fromkeys(("tpu_cores", "ipus", "hpus"), "give --gpus, or --accelerator mps on a Mac"),
     **dict.fromkeys(("amp_level", "amp_backend"), "give --precision bf16-mixed or 16-mixed"),
     "reload_dataloaders_every_epoch": "give --reload_dataloaders_every_n_epochs 1",

@@ -53,6 +53,16 @@ def gradients(model: Net2NetTransformer) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.transformer.named_parameters()}
 
 
+def test_the_teacher_answers_where_it_is_asked_alone(teacher: Path) -> None:
+    model, rows = student(teacher), list[int]()
+    model.load_teacher()
+    gpt, sequence = model.teacher.transformer, torch.arange(12).view(2, 6)
+    expected = gpt(sequence)[0][:, 4:]
+    gpt.head.register_forward_hook(lambda module, given, out: rows.append(out.shape[1]))
+    torch.testing.assert_close(model.teacher.logits(sequence, 4), expected)
+    assert rows == [2]
+
+
 @pytest.mark.parametrize("weight", [None, 0.1, 0.7, 1.0])
 def test_the_gradient_is_that_of_the_written_out_formula(
     teacher: Path, weight: float | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from taming.modules.dalle import map_pixels, unmap_pixels
@@ -37,7 +39,7 @@ class LogitLaplace(AbsoluteDifference):
     def __call__(self, images: Tensor, outputs: Tensor) -> Tensor:
         mu, log_b = outputs.chunk(2, dim=1)
         x = map_pixels(images)
-        density_of_logit = (2 * log_b.exp()).log() + (x.logit() - mu).abs() / log_b.exp()
+        density_of_logit = math.log(2) + log_b + (x.logit() - mu).abs() * (-log_b).exp()
         return (density_of_logit + (x * (1 - x)).log()).mean()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.modules.transformer.decoding import CachedDecoder, Decoder, check_length
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.plain import (
     block_size_of,
@@ -195,6 +196,14 @@ def logits_of(transformer: nn.Module, idx: Tensor, vocabulary: int | None = None
             return logits
     expected = f"(logits {[*idx.shape, size or 'vocab_size']} of floats, loss or None)"
     raise wrong_result(f"{name_of(type(transformer))}.forward", expected, result)
+
+
+def logits_from(transformer: nn.Module, idx: Tensor, start: int) -> Tensor:
+    """Those from position `start` on, (B, T - start, V); of a GPT, the head computes no others."""
+    if type(transformer).forward is GPT.forward:  # classes of others may not know `start`
+        logits: Tensor = transformer(idx, start=start)[0]
+        return logits
+    return logits_of(transformer, idx)[:, start:]
 
 
 def _fits(logits: Tensor, idx: Tensor, size: int | None) -> bool:

@@ -71,7 +71,9 @@ def loss_with(**options: Any) -> VQLPIPSWithDiscriminator:
     ],
 )
 def test_each_is_added_to_the_loss_once_the_discriminator_counts(option: str, term: str) -> None:
-    plain, on = loss_with(disc_factor=0.5), loss_with(disc_factor=0.5, **{option: 2.0})
+    plain, on = (
+        loss_with(disc_factor=0.5, disc_loss_weight=0.25, **more) for more in ({}, {option: 2.0})
+    )
     images = torch.nn.functional.interpolate(REAL, 16), torch.nn.functional.interpolate(FAKE, 16)
     (without, _), (loss, terms) = (one.discriminator_loss(*images, 1) for one in (plain, on))
     assert terms[term] > 0 and term in on.discriminator_terms

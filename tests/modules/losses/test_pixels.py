@@ -28,6 +28,16 @@ def test_the_density_of_the_logit_laplace_distribution() -> None:
     assert torch.trapezoid(density, mapped) == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.parametrize("log_b", [-60.0, 120.0])
+def test_scales_that_are_no_number_of_fp32s_are_finite(log_b: float) -> None:
+    """Whose logarithm is: where the median is the pixel, no error divides by them."""
+    mu = (0.8 * (X + 1) / 2 + 0.1).logit()
+    outputs = torch.cat([mu, torch.full_like(X, log_b)], dim=1).requires_grad_()
+    loss = PIXEL_LOSSES["logit_laplace"]()(X, outputs)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
 def test_differences() -> None:
     torch.testing.assert_close(PIXEL_LOSSES["l1"]()(X, Y), (X - Y).abs().mean())
     torch.testing.assert_close(PIXEL_LOSSES["l2"]()(X, Y), ((X - Y) ** 2).mean())
