@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,18 @@ class RunLength:
 
     steps: int | None = None
     steps_per_epoch: int | None = None
+
+    @classmethod
+    def of_limits(
+        cls, most: int | None, epochs: int | None, batches: int | None, accumulated: int = 1
+    ) -> RunLength:
+        """Of at most so many steps and epochs, each None where it is no limit, of so many batches,
+        None where that is not known, each step of `accumulated`."""
+        if batches is None:
+            return cls(most)
+        per_epoch = math.ceil(batches / accumulated)
+        of_epochs = [] if epochs is None else [epochs * per_epoch]
+        return cls(min([*of_epochs, *([] if most is None else [most])], default=None), per_epoch)
 
     def steps_of(self, value: float, key: str) -> int:
         """A number of steps as it is, or what a share of the run, between 0 and 1, is in steps.

@@ -17,17 +17,19 @@ def run_length(trainer: pl.Trainer | None, accumulated: int | None = None) -> Ru
     """
     if trainer is None:
         return RunLength()
-    most = None if trainer.max_steps < 0 else trainer.max_steps
-    if trainer.max_epochs in (None, -1):
-        epochs = None
-    else:
-        epochs = trainer.max_epochs
+    if limit(trainer.max_epochs) is not None:
         _ = trainer.estimated_stepping_batches  # loads the data
+    return known_length(trainer, accumulated or trainer.accumulate_grad_batches)
+
+
+def known_length(trainer: pl.Trainer, accumulated: int) -> RunLength:
+    """The same of the data as far as they are loaded."""
     batches = trainer.num_training_batches
-    if math.isinf(batches):
-        return RunLength(most)
-    per_epoch = math.ceil(batches / (accumulated or trainer.accumulate_grad_batches))
-    if epochs is None:
-        return RunLength(most, per_epoch)
-    steps = per_epoch * epochs
-    return RunLength(steps if most is None else min(steps, most), per_epoch)
+    known = None if math.isinf(batches) else int(batches)
+    most, epochs = limit(trainer.max_steps), limit(trainer.max_epochs)
+    return RunLength.of_limits(most, epochs, known, accumulated)
+
+
+def limit(number: int | None) -> int | None:
+    """A number of steps or epochs; None for what Lightning takes for none."""
+    return None if number is None or number < 0 else number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from taming.config import instantiate_from_config
 from taming.distributed import is_first_process
 from taming.lr_scheduler import RunSchedule
 from taming.models.reading_order import ReadingOrder
+from taming.models.run_length import limit
 from taming.modules.losses.start import DiscriminatorStart
 from taming.run_length import RunLength, percent
 from taming.training.data_module import DataModuleFromConfig
@@ -27,7 +27,7 @@ _EPOCHS = 1000  # of a run that says neither steps nor epochs, by Lightning
 def check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
     """Refuse (`UserError`), before anything is built, what follows the length of a run that has no
     end; `options` are the Trainer's."""
-    if options.get("max_epochs") != -1 or (options.get("max_steps") or -1) >= 0:
+    if _epochs(options, config) is not None or limit(options.get("max_steps")) is not None:
         return
     key = "model.params.lossconfig.params.disc_start"
     if isinstance(start := percent(OmegaConf.select(config, key)), float):
@@ -57,7 +57,8 @@ def warn_of_start(
     start, warm_up = percent(params.get("disc_start")), params.get("disc_warmup_steps") or 0
     if start is None or not params.get("disc_factor", 1.0) or options.get("fast_dev_run"):
         return
-    run, begins = planned(options, _batches(options, data)), DiscriminatorStart(start, warm_up)
+    run = planned(options, _batches(options, data), config)
+    begins = DiscriminatorStart(start, warm_up)
     if run.steps and is_first_process():
         begins.begin(run, global_step=0)
         if line := begins.beyond(run):
@@ -78,18 +79,29 @@ def _batches(options: Mapping[str, Any], data: pl.LightningDataModule) -> int | 
     return data.batches_per_epoch(each * nodes)
 
 
-def planned(options: Mapping[str, Any], batches: int | None) -> RunLength:
+def planned(
+    options: Mapping[str, Any], batches: int | None, config: DictConfig | None = None
+) -> RunLength:
     """The length that the Trainer's options give a run whose epochs have so many batches."""
-    most, epochs = (options.get(name) for name in ("max_steps", "max_epochs"))
-    most = None if most in (None, -1) else most
-    if most is None and epochs is None:
-        epochs = _EPOCHS
-    limit = options.get("limit_train_batches")
-    if batches is not None and limit is not None:
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    if batches is None:
-        return RunLength(most)
-    per_epoch = math.ceil(batches / (options.get("accumulate_grad_batches") or 1))
-    of_epochs = [] if epochs in (None, -1) else [epochs * per_epoch]
-    ends = [*of_epochs, *([] if most is None else [most])]
-    return RunLength(min(ends, default=None), per_epoch)
+    share = options.get("limit_train_batches")
+    if batches is not None and share is not None:
+        batches = int(batches * share) if isinstance(share, float) else min(batches, share)
+    most, accumulated = limit(options.get("max_steps")), options.get("accumulate_grad_batches")
+    return RunLength.of_limits(most, _epochs(options, config), batches, accumulated or 1)
+
+
+def _epochs(options: Mapping[str, Any], config: DictConfig | None) -> int | None:
+    """How many there are at most, as Lightning has it; None: no limit."""
+    epochs, most = options.get("max_epochs"), limit(options.get("max_steps"))
+    if epochs is None and most is None and not _ends_by_time(options, config):
+        return _EPOCHS
+    return limit(epochs)
+
+
+def _ends_by_time(options: Mapping[str, Any], config: DictConfig | None) -> bool:
+    """Whether there is a Timer: that of `max_time`, or one in `lightning.callbacks`."""
+    callbacks = OmegaConf.select(config, "lightning.callbacks") if config is not None else None
+    targets = [one.get("target") for one in (callbacks or {}).values() if one]
+    return bool(options.get("max_time")) or any(
+        str(target).rpartition(".")[2] == "Timer" for target in targets
+    )

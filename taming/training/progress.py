@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from statistics import median
 from typing import Any
@@ -13,6 +12,7 @@ from pytorch_lightning.callbacks import Callback, ModelSummary, TQDMProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.limits import peak_memory, readable_size, readable_time
+from taming.models.run_length import known_length
 from taming.training.position import accumulated_batches
 from taming.words import counted
 
@@ -26,11 +26,7 @@ SMALLER = (
 
 def steps_of_run(trainer: pl.Trainer) -> int | None:
     """The global step at which training ends; None if it is not known."""
-    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if epochs is not None and epochs >= 0 and math.isfinite(batches):
-        limits.append(epochs * math.ceil(batches / accumulated_batches(trainer)))
-    return min(limits, default=None)
+    return known_length(trainer, accumulated_batches(trainer)).steps
 
 
 class RunProgress(TQDMProgressBar):

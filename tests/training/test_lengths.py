@@ -30,6 +30,10 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
         ({"max_epochs": 2, "accumulate_grad_batches": 2}, RunLength(6, 3)),
         ({"max_epochs": 2, "limit_train_batches": 3}, RunLength(6, 3)),
         ({"max_epochs": 2, "limit_train_batches": 0.5}, RunLength(4, 2)),
+        ({"max_time": "00:01:00:00"}, RunLength(None, 5)),  # as Lightning has it, no end is known
+        ({"max_time": {"hours": 1}, "max_steps": -1}, RunLength(None, 5)),
+        ({"max_time": "00:01:00:00", "max_epochs": 2}, RunLength(10, 5)),
+        ({"max_time": "00:01:00:00", "max_steps": 7}, RunLength(7, 5)),
     ],
 )
 def test_the_length_by_options(options: dict[str, Any], length: RunLength) -> None:
@@ -83,6 +87,23 @@ def test_what_follows_the_length_of_a_run_needs_one() -> None:
     for own in ({"target": "own.Model"}, {"params": {"order": "annealed", "anneal": [3, 9]}}):
         check_end(OmegaConf.create({"model": annealed | own}), endless)
     check_end(OmegaConf.create({"model": annealed}), {"max_steps": 9})
+
+
+@pytest.mark.parametrize("by_callback", [False, True])
+def test_a_run_that_time_ends_is_of_no_length(by_callback: bool) -> None:
+    timer = {"target": "pytorch_lightning.callbacks.Timer", "params": {"duration": {"hours": 8}}}
+    options = {} if by_callback else {"max_time": "00:08:00:00"}
+    callbacks = {"lightning": {"callbacks": {"timer": timer, "other": None}}} if by_callback else {}
+    cosine = {"target": "taming.lr_scheduler.CosineSchedule", "params": {}}
+    for params, key in (
+        ({"lossconfig": {"params": {"disc_start": 0.3}}}, "disc_start"),
+        ({"scheduler_config": cosine}, "scheduler_config"),
+        ({"temperature_scheduler_config": cosine}, "temperature_scheduler_config"),
+    ):
+        config = OmegaConf.create({"model": {"target": "own.Model", "params": params}, **callbacks})
+        with pytest.raises(UserError, match=f"{key} follows the length of a run, and this one has"):
+            check_end(config, options)
+        check_end(config, {**options, "max_epochs": 3})
 
 
 def test_losses_of_ones_own_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
