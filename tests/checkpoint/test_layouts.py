@@ -220,9 +220,7 @@ def test_a_layout_holds_only_its_projects_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model, whose tensors have other numbers of blocks"):
         to_layout(plain, "ibq", tmp_path / "x.pt")
     moving = build(first_stage_config("taming.models.vqgan.EMAVQ", lossconfig=None))
-    message = (
-        "whose tensors have .quantize.embedding.cluster_size., which it has not; the format safete"
-    )
+    message = "whose tensors have .quantize.embedding.cluster_size., which it has not; the format"
     with pytest.raises(UserError, match=message):
         to_layout(moving, "vqgan", tmp_path / "x.pt")
     with pytest.raises(UserError, match="this is a VQModel with CosineQuantizer"):
