@@ -24,6 +24,7 @@ from taming.lightning_internals import (
 from taming.lr_scheduler import make_schedule
 from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, AutoencoderLosses
 from taming.models.batch_checks import check_images, check_outputs
+from taming.models.first_stage_parts import sides_within
 from taming.models.manual_steps import ManualSteps
 from taming.models.published_steps import PublishedSteps
 from taming.models.result_checks import (
@@ -68,7 +69,16 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
-        x = self.get_input(batch, self.image_key)
+        x = super().get_input(batch, self.image_key)  # as validation has it
+        self._check_images(x, batch)
+        for side in {*sides_within(self.batch_resize_range), *(self.batch_resize_range or ())}:
+            resized = x.new_zeros(1).expand(*x.shape[:2], side, side)
+            try:
+                self._check_images(resized, {self.image_key: resized})
+            except UserError as error:
+                raise UserError(f"batch_resize_range has sides of {side}: {error}") from None
+
+    def _check_images(self, x: Tensor, batch: Mapping[str, Any]) -> None:
         check_images(self, x, batch, self.image_key)
         if not isinstance(self.loss, FirstStageLoss):
             return check_outputs(self.decoder, x, self.image_key)
@@ -249,12 +259,11 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
             x = x.contiguous(memory_format=torch.channels_last)
         if self.batch_resize_range is None or not self.training:
             return x
-        smallest, largest = self.batch_resize_range
-        choices = (largest - smallest) // 16 + 1
+        sides = sides_within(self.batch_resize_range)
         # Processes have random numbers of their own; of one step, all images have one size.
-        side = smallest + 16 * int(same_on_all_ranks(torch.randint(choices, ())))
+        side = sides[int(same_on_all_ranks(torch.randint(len(sides), ())))]
         if self.global_step <= 4:  # so that a lack of memory shows at once
-            side = largest
+            side = self.batch_resize_range[1]
         same = (side, side) == tuple(x.shape[-2:])
         return x if same else F.interpolate(x, size=side, mode="bicubic")
 

@@ -33,6 +33,11 @@ def checked_range(sides: Sequence[int] | None) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
+def sides_within(limits: tuple[int, int] | None) -> range:
+    """All sides that batches are resized to, in steps of 16 pixels; none without limits."""
+    return range(0) if limits is None else range(limits[0], limits[1] + 1, 16)
+
+
 def require_no_conflict(
     quantizer: Quantizer, options: Mapping[str, Any], **wanted: int | None
 ) -> None:

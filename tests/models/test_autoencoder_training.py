@@ -336,6 +336,35 @@ def test_batches_are_resized_as_images_are() -> None:
         made(VQModel, batch_resize_range=[8, 32])
 
 
+@pytest.mark.parametrize(
+    ("sides", "options", "message"),
+    [
+        ([16, 35], {}, "sides of 35: .*no multiples of 2"),
+        ([16, 64], {"disc_num_layers": 3}, "sides of 16: .*discriminator"),
+        (
+            [32, 64],
+            {
+                "disc_config": {
+                    "target": "taming.modules.discriminator.stylegan2.StyleGAN2Discriminator",
+                    "params": {"resolution": 64, "base": 64, "widest": 4},
+                }
+            },
+            "sides of (32|48): ",
+        ),
+        ([32, 64], {}, None),
+    ],
+)
+def test_every_side_of_a_batch_is_looked_at_before_training(
+    sides: list[int], options: dict[str, Any], message: str | None
+) -> None:
+    own = {} if "disc_config" in options else {"disc_num_layers": 1, "disc_ndf": 4}
+    params = {"disc_start": 0, "perceptual_weight": 0.0, **own, **options}
+    loss = {"target": GAN_LOSS["target"], "params": params}
+    model = made(VQModel, batch_resize_range=sides, lossconfig=loss)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        model.check_batch({"image": torch.zeros(2, 64, 64, 3)})
+
+
 def test_losses_are_prepared_before_training(caplog: pytest.LogCaptureFixture) -> None:
     said = "beta weighs the codebook's term of the loss, as published (legacy: true)"
     for legacy, first in ((False, True), (True, False), (True, True)):
