@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 from omegaconf import OmegaConf
 
 from taming.checkpoint import expand_stages, load_run
+from taming.checkpoint.fingerprint import WeightsHash
 from taming.config import instantiate_from_config, load_config
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.base import ImageFiles
-from taming.data.codes import CodeDataset
+from taming.data.codes import CodeDataset, read_manifest
 from taming.data.options import ImageOptions
 from taming.data.seeding import Position, SeededDataset
 from taming.data.tools import code_writer
@@ -101,6 +104,13 @@ def test_an_interrupted_encoding_goes_on(
     assert contents("parts") == contents("whole")
     encode([*command, "--out", "parts"])
     assert len(calls) == 11
+    settings = read_manifest(Path("parts")).settings
+    was = settings.first_stage["weights"]  # of an earlier version, which hashed counts as well
+    for former in (was, "another"):
+        stage = {**settings.first_stage, "weights": WeightsHash("own", former)}
+        another = pytest.raises(UserError, match=f"another first stage: weights: {was} before")
+        with another if former != was else nullcontext():
+            code_writer.CodeWriter(Path("parts"), replace(settings, first_stage=stage))
     with pytest.raises(UserError, match="another protocol: crops: 0 before, and 1 now; give anoth"):
         encode([*command, "--out", "parts", "--crops", "1"])
     Path("parts/manifest.json").write_text("[]")

@@ -65,12 +65,20 @@ class CodeWriter:
                 "since; give another folder by --out"
             )
         for name, value in own.items():
-            before, now = _as_both_say(stored.get(name), value)
+            before, now = _as_both_say(stored.get(name), self._as_was_hashed(name, value, stored))
             if before != now:
                 raise UserError(
                     f"{self.folder} has codes of another {name.replace('_', ' ')}: "
                     f"{_difference(before, now)}; give another folder by --out"
                 )
+
+    def _as_was_hashed(self, name: str, value: Any, stored: Mapping[str, Any]) -> Any:
+        """Of a stage with the same weights, by the hash that earlier versions made of them."""
+        stages = {"first_stage": self.settings.first_stage, "condition": self.settings.condition}
+        was, stage = stored.get(name), stages.get(name)
+        if stage and isinstance(was, dict) and stage.get("weights") == was.get("weights"):
+            return {**value, "weights": was["weights"]}
+        return value
 
     def finished(self) -> Manifest | None:
         """The manifest, if all is done."""
