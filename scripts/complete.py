@@ -12,6 +12,7 @@ the `input` and what is `kept` of it, go to `<run>/completions/<image's name>/<g
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.permuter import Identity
+from taming.pictures import to_uint8
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
@@ -117,6 +119,17 @@ def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
     return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)
 
 
+def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
+    """What tells apart, for a record, what the same words mean of images reduced, cut or resized:
+    the picture (1, C, H, W) in [-1, 1], and which of its tokens are kept, bool (h, w)."""
+    pixels = to_uint8(picture).contiguous().numpy()
+    named = {"picture": pixels, "kept": kept.contiguous().numpy()}
+    return {
+        name: hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()[:16]
+        for name, values in named.items()
+    }
+
+
 def condition_of(
     own: Arguments, model: Net2NetTransformer, size: Sizes, reduced_to: Sizes | None
 ) -> Tensor | None:
@@ -184,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     record |= file_hashes(image=own.image, keep=own.keep, condition=own.condition)
+    record |= hashes_of(photo.picture, kept)
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.num_samples)
     finished = folder.finished(None)

@@ -97,7 +97,8 @@ def sample_images(
 
     Args:
         requests: read lazily, in batches that go across classes; prompts are equally long.
-        seed: a sample depends on the seed, its number and its label alone.
+        seed: a sample depends on the seed, its number and its label alone; in bf16 also on how
+            many are computed at once (see `rounds_by_batch`).
         shape: height and width in tokens (see `taming.sampling.sizes`), the training's by default;
             any others are sampled through a sliding window.
         dtype: the transformer's precision (its own by default); images are decoded in the model's.

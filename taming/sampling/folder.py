@@ -39,6 +39,8 @@ FILES = "files"  # in a record: the hashes of the files that flags name, by thes
 OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
     "config": "another config of the model (by --base or overrides)",
+    "picture": "another picture of the image (reduced, cut or resized otherwise)",
+    "kept": "another part kept (--keep is of the image as it is, or of the size that is given)",
     "condition_hash": "another condition (what it comes from has changed)",
 }
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")
@@ -188,7 +190,7 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return OTHER.get(key) or f"{key} {before}, not {now}"
 
 
-def record_of(path: Path) -> dict[str, Any]:
+def record_of(path: str | Path) -> dict[str, Any]:
     """How an image was made, empty if it does not say; raises `UserError` for what is no PNG."""
     try:
         with Image.open(path) as image:

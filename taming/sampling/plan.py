@@ -78,6 +78,7 @@ class SamplingPlan:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    batch_size: int = 25  # at once; samples depend on it where `rounds_by_batch`
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -129,7 +130,12 @@ class SamplingPlan:
             "base": list(self.base),
             "overrides": list(self.overrides),
             "precision": dtype_name(self.dtype),
+            **({"batch_size": self.batch_size} if rounds_by_batch(self.dtype) else {}),
         }
+
+    def at_once(self, wanted: int) -> int:
+        """How many are sampled at once: as many as are `wanted`, unless samples depend on it."""
+        return self.batch_size if rounds_by_batch(self.dtype) else wanted
 
     def check(self, model: Net2NetTransformer) -> None:
         """Raise UserError for settings that the model does not sample by."""
@@ -174,11 +180,15 @@ class SamplingJob:
         return rounds_by_batch(self.plan.dtype)
 
     def of_few_samples(self) -> SamplingJob:
-        """Not with larger batches than there are samples, which would be filled up."""
+        """Not with larger batches than there are samples, which would be filled up.
+
+        Where samples depend on it, that is the same in any number of processes.
+        """
         kept, of = self.plan.group
         most = -(-self.plan.num_samples // kept) if self.plan.pooled else self.plan.num_samples
         total = len(self.labels) * most * (of if self.score else 1)
-        return replace(self, batch_size=min(self.batch_size, -(-total // self.share[1])))
+        most = total if self.rounds_by_batch else -(-total // self.share[1])
+        return replace(self, batch_size=min(self.batch_size, most))
 
     def count(self, finished: Finished) -> int:
         """How many images this process has to sample, without candidates that are rejected."""

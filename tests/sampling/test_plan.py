@@ -80,6 +80,7 @@ def test_descriptions_are_json() -> None:
         base=("a.yaml",),
         overrides=("b=1",),
         dtype=torch.bfloat16,
+        batch_size=8,
     )
     described = plan.describe()
     assert json.loads(json.dumps(described)) == described
@@ -103,6 +104,7 @@ def test_descriptions_are_json() -> None:
         "base": ["a.yaml"],
         "overrides": ["b=1"],
         "precision": "bfloat16",
+        "batch_size": 8,
     }
     assert SamplingPlan().describe() == {
         **settings,

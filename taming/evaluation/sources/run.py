@@ -42,7 +42,8 @@ class RunSource(ImageSource):
     """Samples of a class-conditional or unconditional transformer.
 
     Sample `number` of the n-th class has the index n * num_samples + number. It depends on the
-    seed, its class and its number alone, and equals the PNG that scripts/sample_fast.py writes.
+    seed, its class and its number alone, and in bf16 on the plan's batch size; it equals the PNG
+    that scripts/sample_fast.py writes, in bf16 with the same batch size.
 
     Raises UserError if there is no such run, or it is a first stage.
     """
@@ -144,7 +145,8 @@ class RunSource(ImageSource):
             first = places[label] * self.plan.num_samples
             return {n for n in range(self.plan.num_samples) if first + n in skip}
 
-        job, scores = self.plan.job(self.model, batch_size, share), None
+        at_once = self.plan.at_once(batch_size)
+        job, scores = self.plan.job(self.model, at_once, share), None
         if self._unfinished is not None:
             scores = ScoreFiles(self._unfinished, self.content_key()[:16])
         samples = job.samples(finished, scores=scores)

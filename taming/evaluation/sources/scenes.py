@@ -210,7 +210,8 @@ def _scene_image(index: int, pixels: Tensor, name: str, boxes: Boxes) -> SceneIm
 class SampledScenes(ImageSource):
     """`per_layout` samples of every layout; sample k of layout n has the index n * per_layout + k.
 
-    They equal those of scripts/make_scene_samples.py with the same settings.
+    They equal those of scripts/make_scene_samples.py with the same settings; not in bf16, where
+    samples depend on how many are computed at once, and are of several layouts here.
 
     `identity` are JSON values that decide the model: the checkpoint's hash, its config.
     """
@@ -224,6 +225,7 @@ class SampledScenes(ImageSource):
     shape: tuple[int, int] | None = None  # height and width in tokens; None as trained
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    batch_size: int = 50  # at once; samples depend on it where `rounds_by_batch`
 
     def __len__(self) -> int:
         return len(self.layouts) * self.per_layout
@@ -232,6 +234,8 @@ class SampledScenes(ImageSource):
         shape = list(self.shape or trained_shape(self.model))
         sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
         sampler |= {**self.settings.describe(), "precision": dtype_name(self.dtype)}
+        if rounds_by_batch(self.dtype):
+            sampler["batch_size"] = self.batch_size
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         about |= self.resizing.describe()
         return about | {"sampler": sampler, **self.identity}
@@ -249,7 +253,8 @@ class SampledScenes(ImageSource):
     def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, Boxes] = {}
         model, settings, requests = self.model, self.settings, self._requests(share, skip, boxes)
-        batch_size = min(batch_size, len(self))  # which would be filled up
+        at_once = self.batch_size if rounds_by_batch(self.dtype) else batch_size
+        batch_size = min(at_once, len(self))  # which would be filled up
         count = -(-(len(self) - sum(n in skip for n in range(len(self)))) // share[1])
         samples = sample_images(
             model,

@@ -61,6 +61,11 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert source.with_plan(other).content_key() != source.content_key()
     elsewhere = source.with_plan(replace(PLAN, device=torch.device("cuda")))
     assert elsewhere.content_key() != source.content_key()
+    for dtype in (torch.float32, torch.bfloat16):
+        keys = {
+            RunSource(run, replace(PLAN, dtype=dtype, batch_size=n)).content_key() for n in (2, 3)
+        }
+        assert len(keys) == (2 if dtype == torch.bfloat16 else 1)
     fewer = source.with_plan(replace(PLAN, classes=(4,)))
     assert (fewer.labels, len(fewer), len(source)) == ([4], 3, 6)
     key = source.content_key()
