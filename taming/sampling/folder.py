@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from taming.atomic_files import atomic_path, check_place, sole_user
-from taming.distributed import is_first_process
+from taming.distributed import gather_objects, is_first_process
 from taming.downloads import file_hash
 from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
@@ -256,11 +256,15 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     job = folder.goes_on_with(job)
     new = 0
     pooled = job.plan.pooled
+    scores = folder.scores() if pooled else None
     with _bar(job, folder.finished) as bar, FolderWriter(folder) as writer:
-        scores = folder.scores() if pooled else None
         for sample in job.samples(folder.finished, bar, scores, bar.image):
             writer.save(sample)
             new += 1
             if not pooled:
                 bar.image()
+    if scores is not None:
+        gather_objects(new)  # all processes have written theirs
+        if is_first_process():
+            scores.delete(job.pools(lambda label: set()))
     return new

@@ -187,7 +187,9 @@ class ImageSource(Protocol):
 
     def keep_unfinished_in(self, folder: Path | None) -> None:
         """Where to write down work behind images that are not finished; nowhere by default."""
-        return
+
+    def forget_unfinished(self) -> None:
+        """Delete that: the results that it was kept for are there."""
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         """The images of these indices, made or loaded about `batch_size` at a time."""

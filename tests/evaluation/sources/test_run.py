@@ -128,7 +128,9 @@ def test_the_best_of_a_class(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert {n: image.digest for n, image in images_of(source).items()} == {
         n: image.digest for n, image in whole.items()
     }
-    assert not list((tmp_path / "kept").iterdir())
+    (tmp_path / "kept" / ".scores-another-1-0-0.json").touch()
+    source.forget_unfinished()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [".scores-another-1-0-0.json"]
 
 
 def test_precision_is_that_of_the_plan(run: Path) -> None:
