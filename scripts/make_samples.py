@@ -18,7 +18,7 @@ import torch
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag
-from taming.errors import command, interruptible
+from taming.errors import command, end_with_damaged, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, request_for_condition
 from taming.sampling.arguments import (
@@ -32,7 +32,7 @@ from taming.sampling.bars import ImageBar
 from taming.sampling.engine import check_settings, rounds_by_batch
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
-from taming.sampling.items import sample_items
+from taming.sampling.items import sample_items, undamaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +47,21 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
 
-def missing(most: int, folder: SampleFolder, inputs_of: Callable[[int], SampleInputs]) -> list[int]:
-    """The numbers of the first `most` items that have no sample.
+def missing(
+    most: int,
+    folder: SampleFolder,
+    inputs_of: Callable[[int], SampleInputs],
+    left_out: dict[int, str],
+) -> list[int]:
+    """The numbers of the first `most` items that have no sample; see `undamaged`.
 
     Raises:
         UserError: if one of the samples that are there is of another condition.
     """
     finished = folder.finished(None)
-    for number in (n for n in range(most) if n in finished):
-        folder.require(None, number, condition_hash=inputs_of(number).condition_hash)
+    there = [n for n in range(most) if n in finished]
+    for number, inputs in undamaged(inputs_of, there, left_out):
+        folder.require(None, number, condition_hash=inputs.condition_hash)
     return [n for n in range(most) if n not in finished]
 
 
@@ -93,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     most = min(own.num_samples or len(dataset), len(dataset))
     batch_size = folder.batch_size_for(dtype, sampling.batch_size, most)
     inputs_of = partial(inputs_of_item, model, dataset)
-    numbers, hashes_of = missing(most, folder, inputs_of), dict[int, str]()
-    for number in numbers[:1]:  # before anything is written or a line begun
-        check_settings(model, settings, inputs_of(number).shape)
+    left_out, hashes_of, new = dict[int, str](), dict[int, str](), 0
+    numbers = missing(most, folder, inputs_of, left_out)
+    first = next(undamaged(inputs_of, numbers, left_out), None)
+    if first is not None:  # before anything is written or a line begun
+        check_settings(model, settings, first[1].shape)
 
     def request_of(inputs: SampleInputs) -> Request:
         hashes_of[inputs.number] = inputs.condition_hash
@@ -104,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ImageBar(len(numbers)) as bar:
         samples = sample_items(
             model,
-            map(inputs_of, numbers),
+            (inputs for _, inputs in undamaged(inputs_of, numbers, left_out)),
             request_of,
             settings,
             batch_size=batch_size,
@@ -116,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             condition = hashes_of.pop(sample.number)
             folder.save(replace(sample, label=None), condition_hash=condition)
             bar.image()
-    print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
+            new += 1
+    print(f"originals, reconstructions and samples are in {root} ({new} of them new)")
+    end_with_damaged([left_out[number] for number in sorted(left_out)])
 
 
 if __name__ == "__main__":

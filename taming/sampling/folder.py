@@ -112,6 +112,15 @@ class SampleFolder:
     def _folder_of(self, label: int | None) -> Path:
         return self.root if label is None else self.root / str(label)
 
+    def _samples(self, label: int | None) -> list[Path]:
+        """The files of a label's samples, by number; not those that others have put there."""
+        paths = self._folder_of(label).glob("*.png")
+        return sorted(path for path in paths if _NUMBERED.fullmatch(path.name))
+
+    def numbers(self, label: int | None) -> set[int]:
+        """Of a label's samples that are here, however they were made."""
+        return {int(path.stem) for path in self._samples(label)}
+
     def finished(self, label: int | None) -> set[int]:
         """Numbers of a label's samples that are already here.
 
@@ -119,9 +128,9 @@ class SampleFolder:
             UserError: if they were sampled with other settings, or no more can be written.
         """
         check_place(self.root, "choose another --outdir")
-        paths = [p for p in self._folder_of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
+        paths = self._samples(label)
         if paths:
-            _check_record(min(paths), self.record)
+            _check_record(paths[0], self.record)
         return {int(path.stem) for path in paths}
 
     def goes_on_with(self, job: SamplingJob) -> SamplingJob:
@@ -147,8 +156,7 @@ class SampleFolder:
         """
         if not rounds_by_batch(dtype):
             return wanted
-        folders = (self._folder_of(label) for label in labels)
-        first = next((path for folder in folders for path in sorted(folder.glob("*.png"))), None)
+        first = next((path for label in labels for path in self._samples(label)), None)
         before = {} if first is None else record_of(first)
         size: int = before.get("batch_size", min(wanted, most))
         self.record["batch_size"] = size

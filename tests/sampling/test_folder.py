@@ -105,6 +105,9 @@ def test_where_batches_decide_a_folder_keeps_its_size(tmp_path: Path) -> None:
     plan = SamplingPlan(num_samples=9, dtype=torch.bfloat16)
     job = SamplingJob(plan, tiny_model(), [1, 2], batch_size=25)
     folder = SampleFolder(tmp_path, RECORDED)
+    (tmp_path / "1").mkdir()
+    for name in ("._000000.png", "000.png", "a.png"):  # of file managers, and of people
+        (tmp_path / "1" / name).write_bytes(b"no picture")
     assert folder.goes_on_with(job) == job and folder.record["batch_size"] == 25
     SampleFolder(tmp_path, {**RECORDED, "batch_size": 3}).save(sample(0, label=2))
     assert folder.goes_on_with(job) == replace(job, batch_size=3)
