@@ -25,7 +25,6 @@ from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.permuter import Identity
 from taming.pictures import to_uint8
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
@@ -144,17 +143,10 @@ def condition_of(
     )
 
 
-def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
-    """Refuse (`UserError`) a size that the model's order of sampling does not have."""
-    trained = trained_size(model)
-    if size == trained or isinstance(model.permuter, Identity):
-        return
-    height, width = trained
-    advice = "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
-    raise UserError(
-        f"this model samples in the order {type(model.permuter).__name__}, which exists for images "
-        f"of {height} x {width} pixels only, and this one has {size[0]} x {size[1]}; {advice}"
-    )
+def advice_of_size(own: Arguments, model: Net2NetTransformer) -> str:
+    """What to do about a size that the model's order of sampling does not have."""
+    height, width = trained_size(model)
+    return "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
 
 
 def say_if_changed(photo: Photo) -> None:
@@ -188,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
-    require_order(own, model, size)
-    check_settings(model, sampling.settings, shape)  # before a folder or a line is begun
+    advice = advice_of_size(own, model)  # before a folder or a line is begun
+    check_settings(model, sampling.settings, shape, advice=advice)
     c = condition_of(own, model, size, None if any(pad) else photo.reduced_to)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(

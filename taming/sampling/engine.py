@@ -36,7 +36,7 @@ from taming.sampling.chance import Chance
 from taming.sampling.masked_windows import MaskedWindows
 from taming.sampling.requests import Request, known_of, sampled_of_first
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import trained_shape
+from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.sliding_window import SlidingWindow, layout_for
 from taming.sampling.windows import Box, Conditions, Layout, check_tokens
 
@@ -148,20 +148,23 @@ def check_settings(
     settings: SampleSettings,
     shape: tuple[int, int],
     compiled: bool = False,
+    advice: str = "leave the size out",
 ) -> None:
     """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
-    sample by, before anything is computed."""
+    sample by, before anything is computed; `advice` is what to do about another shape."""
     if settings.guided and not model.cond_drop:
         raise UserError(
             "guidance needs a model that was trained with cond_drop, and this one was not; "
             "leave guidance at 1"
         )
     check_way(model, settings, shape, compiled)
-    if shape != trained_shape(model) and not isinstance(model.permuter, Identity):
-        name = type(model.permuter).__name__
+    trained = trained_shape(model)
+    if shape != trained and not isinstance(model.permuter, Identity):
+        factor, name = pixels_per_token(model), type(model.permuter).__name__
+        own, other = (f"{rows * factor} x {columns * factor}" for rows, columns in (trained, shape))
         raise UserError(
-            f"this model samples in the order {name}, which exists for its own size only; "
-            "leave the size out"
+            f"this model samples in the order {name}, which exists for images of {own} pixels "
+            f"only, and this one has {other}; {advice}"
         )
 
 
@@ -299,8 +302,7 @@ class TokenSampler:
             conditions = Conditions(condition, Layout.of(self.shape, self.window), by_window)
             return self._sample_around_in_windows(conditions, chance, known)
         layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
-        order = [row * width + column for step in layout.steps() for row, column in step]
-        sampled = sampled_of_first(None if known is None else known.flatten(1), order)
+        sampled = sampled_of_first(None if known is None else known.flatten(1), layout.order())
         sampler = SlidingWindow(
             self._weights, condition, layout, self.copies, by_window, trained=self.window
         )

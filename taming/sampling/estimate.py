@@ -42,18 +42,20 @@ def announced(
     batch_size: int,
     shape: tuple[int, int] | None,
     *,
-    count: int | None = None,
+    count: int | Callable[[], int] | None = None,
 ) -> Iterator[Request]:
     """All `requests`; before the first, the first process prints what they are (`announce`).
 
-    Nothing is printed of the training size (None): its images are drawn soon enough for a bar.
+    Nothing is printed of the training size (None): its images are drawn soon enough for a bar. A
+    `count` that takes time is a function.
     """
     rest = iter(requests)
     if shape not in (None, trained_shape(model)) and own_share()[0] == 0:
         check_settings(model, settings, shape)  # what is refused begins no line
         first = list(islice(rest, batch_size))
         if first:
-            announce(model, first, settings, batch_size, shape, count=count)
+            number = count() if callable(count) else count
+            announce(model, first, settings, batch_size, shape, count=number)
         rest = chain(first, rest)
     yield from rest
 

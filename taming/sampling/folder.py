@@ -272,7 +272,7 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
             if not pooled:
                 bar.image()
     if scores is not None:
-        gather_objects(new)  # all processes have written theirs
+        gather_objects(new)  # by then all processes have written what they made
         if is_first_process():
             scores.delete(job.pools(lambda label: set()))
     return new

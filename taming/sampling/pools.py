@@ -120,12 +120,13 @@ class PoolSampler:
     score: Score
     share: tuple[int, int] = (0, 1)
     files: ScoreFiles | None = None
+    announce: Callable[[Iterable[Request]], Iterable[Request]] = iter  # says what is sampled, once
     on_candidate: Callable[[], object] = lambda: None
     _known: dict[int, dict[int, float]] = field(default_factory=dict)  # by place in `pools`
     _finished: int = 0  # pools
 
     def __iter__(self) -> Iterator[Sample]:
-        drawn = self.draw(self._requests())  # read ahead, as batches go across pools
+        drawn = self.draw(self.announce(self._requests()))  # read ahead, as batches go across pools
         for place, pool in enumerate(self.pools):
             yield from self._best(place, pool, drawn)
             self._finished += 1

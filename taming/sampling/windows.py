@@ -76,6 +76,11 @@ class Layout:
             last = min(height - 1, time // lag)
             yield [(row, time - row * lag) for row in range(first, last + 1)]
 
+    def order(self) -> list[int]:
+        """The places of all positions, counted by rows, in the order of `steps`."""
+        width = self.shape[1]
+        return [row * width + column for step in self.steps() for row, column in step]
+
 
 def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> int:
     """How many windows of `rows` sequences may keep their keys and values: see `CACHE_BYTES`."""

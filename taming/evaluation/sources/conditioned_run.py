@@ -18,10 +18,9 @@ from taming.evaluation.sources.images import (
     SIZES_LOOKED_AT,
     ImageSource,
     SourceImage,
-    common_size,
     key_of,
 )
-from taming.evaluation.sources.resize import Size
+from taming.evaluation.sources.resize import Size, common_size
 from taming.evaluation.sources.run import RunSource
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of

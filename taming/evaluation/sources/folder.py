@@ -19,8 +19,8 @@ from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
 from taming.evaluation.checkpoints import MADE_WITH, made_with
-from taming.evaluation.sources.images import Loaded, LoadedSource, common_size, key_of
-from taming.evaluation.sources.resize import Size
+from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
+from taming.evaluation.sources.resize import Size, common_size
 from taming.user_files import file_version, regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's

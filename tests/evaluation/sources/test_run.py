@@ -49,6 +49,13 @@ def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) ->
     assert sorted(part) == [1, 5]
     assert torch.equal(part[5].pixels, sampled[5].pixels)
     assert sampled[5].name == "class 4, sample 2"
+    # In bf16 those of its batch size, whatever is counted at once.
+    flags += ["--precision", "bf16", "--batch_size", "4"]
+    sample_fast(["-r", str(run), "-o", str(tmp_path / "bf16"), "--device", "cpu", *flags])
+    (folder,) = tmp_path.glob("bf16/samples/*/7")
+    source = RunSource(run, replace(PLAN, dtype=torch.bfloat16, batch_size=4))
+    written, sampled = images_of(FolderSource(folder, workers=0)), images_of(source)
+    assert [sampled[n].digest for n in range(6)] == [written[n].digest for n in range(6)]
 
 
 def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert RunSource(same, PLAN).describe()["checkpoint_hash"] != about["checkpoint_hash"]
 
 
-def test_rejection(run: Path, tmp_path: Path) -> None:
+def test_rejection(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
@@ -102,6 +109,12 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     of_three = RunSource(run, replace(source.plan, reject_ratio=0.75, classes=(4,)))
     assert sorted(images_of(of_three, skip={1})) == [0, 2]  # whose whole group is sampled
     key = source.content_key()
+    monkeypatch.setenv("HOME", str(tmp_path))  # behind a colon shells leave ~ as it is
+    homely = RunSource(run, replace(source.plan, classifier="squeezenet1_1:~/own.pth"))
+    assert homely._classifier_hash() == source._classifier_hash() is not None
+    assert {n: i.digest for n, i in images_of(homely).items()} == {
+        n: i.digest for n, i in whole.items()
+    }
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
     assert RunSource(run, source.plan).content_key() != key
 
