@@ -34,7 +34,7 @@ from taming.sampling.any_order import (
 from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
 from taming.sampling.masked_windows import MaskedWindows
-from taming.sampling.requests import Request, known_of, sampled_of_first
+from taming.sampling.requests import Request, conditions_of, known_of, sampled_of_first
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.sliding_window import SlidingWindow, layout_for
@@ -199,15 +199,13 @@ class TokenSampler:
         streams = [request.stream for request in batch]
         length = height * width
         chance = Chance(self.settings, self.n_codes, seed, streams, length=length, device=device)
-        maps = [request.condition for request in batch if request.condition is not None]
-        condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
-        condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
+        # (copies * B, n) or (copies * B, H, W)
+        condition = self._with_null(conditions_of(batch).to(device))
         known = known_of(batch, self.shape)  # (B, H, W)
         known = None if known is None else known.to(device)
         if self.shape != self.window:
             for request in batch:
-                tokens = request.prompt if request.condition is None else request.condition
-                check_tokens(self.model.vocab_size, tokens)
+                check_tokens(self.model.vocab_size, request.whole)
             return self._sample_by_windows(batch, condition, chance, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         if self.model.masked or self.model.reading.any:
