@@ -36,13 +36,13 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
 from taming.sampling.conditions import read_condition
-from taming.sampling.engine import check_settings, rounds_by_batch
+from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import (
     ADVICE,
-    FolderWriter,
     SampleFolder,
     file_hashes,
+    filling,
     make_record,
     save_png,
 )
@@ -191,32 +191,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     record |= file_hashes(image=own.image, keep=own.keep, condition=own.condition)
     record |= hashes_of(photo.picture, kept)
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
-    batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.num_samples)
-    finished = folder.finished(None)
-    count = own.num_samples - sum(n < own.num_samples for n in finished)
     sampled = shape[0] * shape[1] - int(kept.sum())
-    announce_size(model, shape, count, sampled)  # before anything of that size is computed
-    known = known_indices(model, photo.picture, kept, pad)
-    request = request_for_condition(model, c, 0, shape, known)
-    requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
-    write_inputs(photo.picture, known, own.pad, factor, root)
-    first = [request] * min(count, batch_size)
-    announce_time(model, first, sampling.settings, batch_size, shape, count=count)
-    bar = TokenBar(count, sampled)
-    samples = sample_images(
-        model,
-        requests,
-        sampling.settings,
-        batch_size=batch_size,
-        seed=sampling.seed,
-        shape=shape,
-        on_step=bar,
-        filled=rounds_by_batch(dtype),
-    )
-    with FolderWriter(folder) as writer, bar:
-        for sample in samples:
-            writer.save(replace(sample, label=None))
-            bar.image()
+    with filling(folder, dtype, sampling.batch_size, own.num_samples) as going:
+        count, batch_size = len(going.missing), going.batch_size
+        announce_size(model, shape, count, sampled)  # before anything of that size is computed
+        known = known_indices(model, photo.picture, kept, pad)
+        request = request_for_condition(model, c, 0, shape, known)
+        write_inputs(photo.picture, known, own.pad, factor, root)
+        first = [request] * min(count, batch_size)
+        announce_time(model, first, sampling.settings, batch_size, shape, count=count)
+        with TokenBar(count, sampled) as bar:
+            samples = sample_images(
+                model,
+                (replace(request, number=number) for number in going.missing),
+                sampling.settings,
+                batch_size=batch_size,
+                seed=sampling.seed,
+                shape=shape,
+                on_step=bar,
+                filled=going.filled,
+            )
+            for sample in samples:
+                going.save(sample)
+                bar.image()
     print(f"{there_are(own.num_samples, 'completion')} in {root} ({count} of them new)")
 
 

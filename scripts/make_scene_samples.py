@@ -12,7 +12,7 @@ data, `originals/` and `reconstructions/`. The same command again samples what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -34,9 +34,9 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.engine import check_settings, rounds_by_batch
+from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announced
-from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, SampleFolder, filling, make_record, save_png
 from taming.sampling.items import undamaged
 from taming.sampling.scenes import (
     Scene,
@@ -147,29 +147,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             number = number_of_layout(condition) if own.layout else place
             own_record = record | {"condition_hash": condition}
             folder = SampleFolder(root / "samples" / scene.name, own_record)
-            batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
-            finished = folder.finished(None)
-            plot = builder.plot(scene.tokens(builder), class_name, (width, height))
-            save_png(plot, root / "layouts" / f"{scene.name}.png")
-            write_image(model, image, f"{scene.name}.png", root)
-            wanted = [n for n in range(own.samples_per_layout) if n not in finished]
-            requests: Iterable[Request] = requests_for_scene(scene, builder, number, wanted)
-            if new == 0:
-                requests = announced(model, requests, settings, batch_size, shape, count=left)
-            samples = sample_images(
-                model,
-                requests,
-                settings,
-                batch_size=batch_size,
-                seed=sampling.seed,
-                shape=shape,
-                on_step=bar,
-                filled=rounds_by_batch(dtype),
-            )
-            for sample in samples:
-                folder.save(replace(sample, label=None))
-                bar.image()
-                new += 1
+            with filling(folder, dtype, sampling.batch_size, own.samples_per_layout) as going:
+                plot = builder.plot(scene.tokens(builder), class_name, (width, height))
+                save_png(plot, root / "layouts" / f"{scene.name}.png")
+                write_image(model, image, f"{scene.name}.png", root)
+                requests: Iterable[Request] = requests_for_scene(
+                    scene, builder, number, going.missing
+                )
+                size = going.batch_size
+                if new == 0:
+                    requests = announced(model, requests, settings, size, shape, count=left)
+                samples = sample_images(
+                    model,
+                    requests,
+                    settings,
+                    batch_size=size,
+                    seed=sampling.seed,
+                    shape=shape,
+                    on_step=bar,
+                    filled=going.filled,
+                )
+                for sample in samples:
+                    going.save(sample)
+                    bar.image()
+                    new += 1
     print(f"layouts and samples are in {root} ({counted(new, 'new sample')})")
     end_with_damaged(list(layouts.left_out.values()))
 

@@ -14,6 +14,7 @@ from taming.checkpoint.loading import (
 from taming.checkpoint.runs import (
     Run,
     Weights,
+    distinct_name,
     find_run,
     find_unsaved,
     is_model_name,
@@ -38,6 +39,7 @@ __all__ = [
     "complete_data",
     "configure_for",
     "consolidate",
+    "distinct_name",
     "expand_stages",
     "find_run",
     "find_unsaved",

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -144,6 +144,16 @@ def name_of(run: str, runs: Iterable[str] = ()) -> str:
     short = Path(run).name or run
     same = [other for other in runs if (Path(other).name or other) == short]
     return short if len(same) < 2 else run
+
+
+def distinct_name(run: Run, taken: Collection[str] = ()) -> str:
+    """What a run is called beside others: as its folder, or as a lone file; if that is `taken`,
+    with the checkpoint's name, and a number if that is taken as well."""
+    name = run.folder.resolve().name if run.configs else run.checkpoint.stem
+    if name in taken:
+        name = f"{name} {run.checkpoint.stem}"
+    copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return f"{name} ({copies + 1})" if copies else name
 
 
 def run_folder_of(path: Path) -> Path:
