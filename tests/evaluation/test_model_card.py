@@ -111,10 +111,13 @@ def test_numbers_of_other_weights_of_the_same_file(
 
 def test_images_of_a_folder_are_of_the_model_that_their_records_name() -> None:
     """Also where the rest of a report is of these weights; others say nothing of them."""
-    model = torch.nn.ModuleDict({"transformer": torch.nn.Linear(2, 3)})
+    parts = {"transformer": torch.nn.Linear(2, 3), "first_stage_model": torch.nn.Linear(3, 2)}
+    model = torch.nn.ModuleDict(parts)
     weights = OwnWeights("1", WeightChoice(), model, {"target": "x"})
     own = model_hashes(model, {"target": "x"})
-    halves = model_hashes(deepcopy(model).to(torch.bfloat16), {"target": "x"})
+    lower = deepcopy(model)
+    lower["transformer"].to(torch.bfloat16)
+    halves = model_hashes(lower, {"target": "x"})
     metrics = {
         "l1": 0.5,
         "samples": {"named": 1},

@@ -143,6 +143,9 @@ def test_a_folder_without_classes_is_filled_by_one_command(tmp_path: Path) -> No
             with filling(SampleFolder(folder.root, RECORDED), torch.float32, 4, 3):
                 raise AssertionError("the block must not start")
     assert record_of(folder.root / "000001.png")["condition_hash"] == "c"
+    with pytest.raises(UserError, match="is a file, not a folder; choose another --outdir"):
+        with filling(SampleFolder(folder.root / "000001.png", {}), torch.float32, 4, 3):
+            raise AssertionError("the block must not start")
     with filling(folder, torch.bfloat16, 4, 3) as going:
         assert (going.missing, going.batch_size, going.filled) == ([0, 2], 3, True)
 

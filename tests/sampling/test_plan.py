@@ -168,6 +168,11 @@ def test_rejection_takes_whole_groups() -> None:
     assert job(0, 2).of_few_samples().batch_size == 15
     assert replace(job(0, 2), score=None).of_few_samples().batch_size == 3
     assert replace(job(0, 4), score=None).of_few_samples().batch_size == 2
+    # In bf16 it decides samples, and the number of processes does not.
+    for share in ((0, 1), (0, 4)):
+        alone = replace(job(*share), score=None)
+        halves = replace(alone, plan=replace(alone.plan, dtype=torch.bfloat16))
+        assert halves.of_few_samples().batch_size == 6
 
 
 def test_jobs_share_a_plan() -> None:

@@ -164,9 +164,13 @@ def test_what_is_handed_on_and_not_written_is_not_scored_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command may be stopped before the first sample of a pool, or the last, is on the disk."""
-    monkeypatch.setattr(pools, "SAVE_EVERY", 0)
-    files = ScoreFiles(tmp_path, "key")
-    given = iter(PoolSampler(POOLS, Model(), score, files=files))
+    files, counted = ScoreFiles(tmp_path, "key"), []
+
+    def now_and_then() -> None:
+        counted.append(len(counted) % 20)
+        monkeypatch.setattr(pools, "SAVE_EVERY", 0 if counted[-1] == 9 else 1e9)
+
+    given = iter(PoolSampler(POOLS, Model(), score, files=files, on_candidate=now_and_then))
     for _ in range(5):  # the whole first pool, and one of the second
         next(given)
     again = Model()

@@ -14,7 +14,7 @@ from scripts.compute_statistics import main as compute_statistics
 from taming.errors import UserError
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import SourceImage
-from taming.evaluation.sources.npz_images import NpzImages, holds_images, write_samples
+from taming.evaluation.sources.npz_images import NpzImages, _in_order, holds_images, write_samples
 from tests.kit.images import image_classes, image_folder, truncate
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (11, 6, 9, 3), np.uint8)
@@ -103,6 +103,17 @@ def test_damaged_images_are_left_out_and_named(
     with pytest.raises(UserError, match="none of the images can be used; .*000.png"):
         write_samples(FolderSource(folder, workers=0), tmp_path / "none.npz", 1)
     assert not (tmp_path / "none.npz").exists()
+
+
+def test_damage_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a damaged image is not held in memory until all of the set is read."""
+    source = FolderSource(image_folder(tmp_path / "a", 4), workers=0)
+    truncate(tmp_path / "a" / "000.png")
+    read: list[int] = []
+    load = source.load
+    monkeypatch.setattr(source, "load", lambda index: read.append(index) or load(index))
+    source.pass_over_damage()
+    assert next(_in_order(source, 1)).index == 1 and read == [0, 1]
 
 
 def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:

@@ -205,6 +205,9 @@ def test_samples_have_their_layouts_numbers_whatever_is_left_out(data: Path) -> 
     assert sorted(after) == [0, 1, 2, 3]
     assert all(after[n].digest == before[n + 2].digest for n in after)
     assert all(after[n].name == before[n + 2].name for n in after)
+    same = sampled(layouts(data, 2))  # of the same content at other places, as by a flip
+    vars(same.layouts)["key"] = rest.layouts.key
+    assert same.content_key() != rest.content_key()
 
 
 def test_numbers_are_those_of_the_images(data: Path) -> None:
