@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--samples",
         type=Path,
-        help="folder of samples (default: the newest of the training's size)",
+        help="folder of samples (default: the newest that these weights made, of the training's "
+        "size)",
     )
     args, overrides = parse(parser, argv)
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
