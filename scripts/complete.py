@@ -12,6 +12,7 @@ the `input` and what is `kept` of it, go to `<run>/completions/<image's name>/<g
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.permuter import Identity
+from taming.pictures import to_uint8
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
@@ -35,13 +36,13 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
 from taming.sampling.conditions import read_condition
-from taming.sampling.engine import check_settings, rounds_by_batch
+from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import (
     ADVICE,
-    FolderWriter,
     SampleFolder,
     file_hashes,
+    filling,
     make_record,
     save_png,
 )
@@ -117,6 +118,17 @@ def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
     return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)
 
 
+def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
+    """What tells apart, for a record, what the same words mean of images reduced, cut or resized:
+    the picture (1, C, H, W) in [-1, 1], and which of its tokens are kept, bool (h, w)."""
+    pixels = to_uint8(picture).contiguous().numpy()
+    named = {"picture": pixels, "kept": kept.contiguous().numpy()}
+    return {
+        name: hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()[:16]
+        for name, values in named.items()
+    }
+
+
 def condition_of(
     own: Arguments, model: Net2NetTransformer, size: Sizes, reduced_to: Sizes | None
 ) -> Tensor | None:
@@ -131,17 +143,10 @@ def condition_of(
     )
 
 
-def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
-    """Refuse (`UserError`) a size that the model's order of sampling does not have."""
-    trained = trained_size(model)
-    if size == trained or isinstance(model.permuter, Identity):
-        return
-    height, width = trained
-    advice = "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
-    raise UserError(
-        f"this model samples in the order {type(model.permuter).__name__}, which exists for images "
-        f"of {height} x {width} pixels only, and this one has {size[0]} x {size[1]}; {advice}"
-    )
+def advice_of_size(own: Arguments, model: Net2NetTransformer) -> str:
+    """What to do about a size that the model's order of sampling does not have."""
+    height, width = trained_size(model)
+    return "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
 
 
 def say_if_changed(photo: Photo) -> None:
@@ -175,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
-    require_order(own, model, size)
-    check_settings(model, sampling.settings, shape)  # before a folder or a line is begun
+    advice = advice_of_size(own, model)  # before a folder or a line is begun
+    check_settings(model, sampling.settings, shape, advice=advice)
     c = condition_of(own, model, size, None if any(pad) else photo.reduced_to)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
@@ -184,33 +189,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     record |= file_hashes(image=own.image, keep=own.keep, condition=own.condition)
+    record |= hashes_of(photo.picture, kept)
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
-    batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.num_samples)
-    finished = folder.finished(None)
-    count = own.num_samples - sum(n < own.num_samples for n in finished)
     sampled = shape[0] * shape[1] - int(kept.sum())
-    announce_size(model, shape, count, sampled)  # before anything of that size is computed
-    known = known_indices(model, photo.picture, kept, pad)
-    request = request_for_condition(model, c, 0, shape, known)
-    requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
-    write_inputs(photo.picture, known, own.pad, factor, root)
-    first = [request] * min(count, batch_size)
-    announce_time(model, first, sampling.settings, batch_size, shape, count=count)
-    bar = TokenBar(count, sampled)
-    samples = sample_images(
-        model,
-        requests,
-        sampling.settings,
-        batch_size=batch_size,
-        seed=sampling.seed,
-        shape=shape,
-        on_step=bar,
-        filled=rounds_by_batch(dtype),
-    )
-    with FolderWriter(folder) as writer, bar:
-        for sample in samples:
-            writer.save(replace(sample, label=None))
-            bar.image()
+    with filling(folder, dtype, sampling.batch_size, own.num_samples) as going:
+        count, batch_size = len(going.missing), going.batch_size
+        announce_size(model, shape, count, sampled)  # before anything of that size is computed
+        known = known_indices(model, photo.picture, kept, pad)
+        request = request_for_condition(model, c, 0, shape, known)
+        write_inputs(photo.picture, known, own.pad, factor, root)
+        first = [request] * min(count, batch_size)
+        announce_time(model, first, sampling.settings, batch_size, shape, count=count)
+        with TokenBar(count, sampled) as bar:
+            samples = sample_images(
+                model,
+                (replace(request, number=number) for number in going.missing),
+                sampling.settings,
+                batch_size=batch_size,
+                seed=sampling.seed,
+                shape=shape,
+                on_step=bar,
+                filled=going.filled,
+            )
+            for sample in samples:
+                going.save(sample)
+                bar.image()
     print(f"{there_are(own.num_samples, 'completion')} in {root} ({count} of them new)")
 
 

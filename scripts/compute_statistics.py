@@ -141,8 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def save_samples(source: ImageSource, output: Path, batch_size: int) -> None:
     """Write the images; by rank 0 alone."""
     if own_share()[0] == 0:
-        count = write_samples(source, output, batch_size)
+        count, left_out = write_samples(source, output, batch_size)
         print(f"{counted(count, 'image')} are in {output}")
+        end_with_damaged(left_out)
 
 
 if __name__ == "__main__":

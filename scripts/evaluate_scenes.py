@@ -133,6 +133,7 @@ def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScen
         shape=tokens_for(model, own.size),
         dtype=dtype,
         compiled=own.compile,
+        batch_size=own.sampling.batch_size,
     )
     return samples, run
 

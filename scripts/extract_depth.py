@@ -24,7 +24,7 @@ from taming.data.tools.extraction import (
 )
 from taming.data.with_depth import DEPTH_ROOT
 from taming.devices import device_of_command
-from taming.errors import command
+from taming.errors import command, end_with_damaged
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = from_flags(Options, args)
     all_folders = list(folders(own))
     network = load_network(from_flags(NetworkOptions, args), device, pretrained=True)
+    left_out: list[str] = []
     for names, images, outdir in all_folders:
         report = extract(
             names,
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             upright=own.images is not None,  # ImageNet's are read as they are in the files
         )
         print(f"{outdir}: {report}")
+        left_out += report.bad
+    end_with_damaged(left_out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from taming.data.tools.extraction import (
     load_network,
 )
 from taming.devices import device_of_command
-from taming.errors import command
+from taming.errors import command, end_with_damaged
 
 
 @command
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lambda image: Image.fromarray(labels_of(network, image, device)),
     )
     print(f"{args.destination}: {report}")
+    end_with_damaged(report.bad)
 
 
 if __name__ == "__main__":

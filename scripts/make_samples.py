@@ -9,16 +9,17 @@ training's there is a sliding window. The same command again samples what is mis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag
-from taming.errors import command, interruptible
+from taming.errors import command, end_with_damaged, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, request_for_condition
 from taming.sampling.arguments import (
@@ -29,10 +30,10 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.engine import check_settings, rounds_by_batch
-from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
+from taming.sampling.engine import check_settings
+from taming.sampling.folder import ADVICE, SampleFolder, filling, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
-from taming.sampling.items import sample_items
+from taming.sampling.items import sample_items, undamaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,6 @@ class Arguments:
 
     def __post_init__(self) -> None:
         require_positive(num_samples=self.num_samples)
-
-
-def missing(most: int, folder: SampleFolder, inputs_of: Callable[[int], SampleInputs]) -> list[int]:
-    """The numbers of the first `most` items that have no sample.
-
-    Raises:
-        UserError: if one of the samples that are there is of another condition.
-    """
-    finished = folder.finished(None)
-    for number in (n for n in range(most) if n in finished):
-        folder.require(None, number, condition_hash=inputs_of(number).condition_hash)
-    return [n for n in range(most) if n not in finished]
 
 
 @torch.no_grad()
@@ -91,32 +80,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = make_record(sampling.seed, step, dtype, settings, hashes)
     folder = SampleFolder(root / "samples", record)
     most = min(own.num_samples or len(dataset), len(dataset))
-    batch_size = folder.batch_size_for(dtype, sampling.batch_size, most)
-    inputs_of = partial(inputs_of_item, model, dataset)
-    numbers, hashes_of = missing(most, folder, inputs_of), dict[int, str]()
-    for number in numbers[:1]:  # before anything is written or a line begun
-        check_settings(model, settings, inputs_of(number).shape)
+    left_out, hashes_of, new = dict[int, str](), dict[int, str](), 0
+
+    def items(numbers: Iterable[int]) -> Iterator[SampleInputs]:
+        load = partial(inputs_of_item, model, dataset)
+        return (inputs for _, inputs in undamaged(load, numbers, left_out))
 
     def request_of(inputs: SampleInputs) -> Request:
         hashes_of[inputs.number] = inputs.condition_hash
         return write_inputs(model, inputs, root)
 
-    with ImageBar(len(numbers)) as bar:
+    for inputs in islice(items(range(most)), 1):  # before anything is written or a line begun
+        check_settings(model, settings, inputs.shape)
+    for inputs in items(sorted(folder.finished(None) & set(range(most)))):
+        folder.require(None, inputs.number, condition_hash=inputs.condition_hash)
+    with (
+        filling(folder, dtype, sampling.batch_size, most) as going,
+        ImageBar(len(going.missing)) as bar,
+    ):
         samples = sample_items(
             model,
-            map(inputs_of, numbers),
+            items(going.missing),
             request_of,
             settings,
-            batch_size=batch_size,
+            batch_size=going.batch_size,
             seed=sampling.seed,
             on_step=bar,
-            filled=rounds_by_batch(dtype),
+            filled=going.filled,
         )
         for sample in samples:
-            condition = hashes_of.pop(sample.number)
-            folder.save(replace(sample, label=None), condition_hash=condition)
+            going.save(sample, condition_hash=hashes_of.pop(sample.number))
             bar.image()
-    print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
+            new += 1
+    print(f"originals, reconstructions and samples are in {root} ({new} of them new)")
+    end_with_damaged([left_out[number] for number in sorted(left_out)])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ data, `originals/` and `reconstructions/`. The same command again samples what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
-from taming.errors import UserError, command, interruptible
+from taming.errors import UserError, command, end_with_damaged, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, requests_for_scene, sample_images
 from taming.sampling.arguments import (
@@ -33,9 +34,10 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.engine import check_settings, rounds_by_batch
+from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announced
-from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, SampleFolder, filling, make_record, save_png
+from taming.sampling.items import undamaged
 from taming.sampling.scenes import (
     Scene,
     builder_of,
@@ -44,8 +46,9 @@ from taming.sampling.scenes import (
     read_layout,
     read_scene,
     scene_dataset,
+    scene_name,
 )
-from taming.sampling.sizes import tokens_for, trained_shape
+from taming.sampling.sizes import whole_tokens
 from taming.words import counted
 
 Layout = tuple[Scene, Tensor | None]
@@ -74,8 +77,20 @@ class Arguments:
         require_positive(samples_per_layout=self.samples_per_layout, num_layouts=self.num_layouts)
 
 
-def scenes(own: Arguments, seeded: SeededDataset) -> tuple[int, Iterable[Layout]]:
-    """The number of layouts, and these."""
+@dataclass
+class Layouts:
+    """What is sampled: scenes of the data, which are read one by one, or written ones."""
+
+    names: list[str]  # of their folders
+    read: Callable[[int], Layout]
+    left_out: dict[int, str] = field(default_factory=dict)  # sentences, of damaged images
+
+    def __iter__(self) -> Iterator[tuple[int, Layout]]:
+        return undamaged(self.read, range(len(self.names)), self.left_out)
+
+
+def scenes(own: Arguments, seeded: SeededDataset) -> Layouts:
+    """The layouts that are asked for; written ones are read at once."""
     if own.layout:
         dataset = scene_dataset(seeded)
         paths = [Path(name) for name in own.layout]
@@ -86,9 +101,15 @@ def scenes(own: Arguments, seeded: SeededDataset) -> tuple[int, Iterable[Layout]
                     "same; rename one, or sample it by itself with another --outdir"
                 )
         layouts = [(read_layout(path, dataset, own.conditional), None) for path in paths]
-        return len(layouts), layouts
+        return Layouts([path.stem for path in paths], layouts.__getitem__)
     count = min(len(seeded), own.num_layouts or len(seeded))
-    return count, (read_scene(seeded, number) for number in range(count))
+    return Layouts([scene_name(number) for number in range(count)], partial(read_scene, seeded))
+
+
+def missing(root: Path, names: Sequence[str], each: int) -> int:
+    """How many samples of these layouts are not there, whatever made those that are."""
+    folders = (SampleFolder(root / name, {}) for name in names)
+    return sum(each - len(folder.numbers(None) & set(range(each))) for folder in folders)
 
 
 @torch.no_grad()
@@ -109,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling, settings, (height, width) = own.sampling, own.sampling.settings, own.size
     model, run, step, dtype = own.data.load(arguments)
-    shape = tokens_for(model, own.size)
-    check_settings(model, settings, shape or trained_shape(model))  # before anything is written
+    shape = whole_tokens(model, own.size)
+    check_settings(model, settings, shape)  # before anything is written
     seeded = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k_name}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "scenes") / name
@@ -118,39 +139,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     record |= {"size": [height, width], "conditional": own.conditional}
     builder, new = builder_of(seeded.dataset, own.conditional), 0
     class_name = scene_dataset(seeded).get_textual_label_for_category_no
-    layouts, each = scenes(own, seeded)
-    with ImageBar(layouts * own.samples_per_layout) as bar:
-        for place, (scene, image) in enumerate(each):
+    layouts = scenes(own, seeded)
+    left = missing(root / "samples", layouts.names, own.samples_per_layout)
+    with ImageBar(left) as bar:
+        for place, (scene, image) in layouts:
             condition = condition_hash(scene, builder)
             number = number_of_layout(condition) if own.layout else place
             own_record = record | {"condition_hash": condition}
             folder = SampleFolder(root / "samples" / scene.name, own_record)
-            batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
-            finished = folder.finished(None)
-            plot = builder.plot(scene.tokens(builder), class_name, (width, height))
-            save_png(plot, root / "layouts" / f"{scene.name}.png")
-            write_image(model, image, f"{scene.name}.png", root)
-            wanted = [n for n in range(own.samples_per_layout) if n not in finished]
-            bar.image(own.samples_per_layout - len(wanted))
-            requests: Iterable[Request] = requests_for_scene(scene, builder, number, wanted)
-            if new == 0:
-                left = (layouts - place - 1) * own.samples_per_layout + len(wanted)
-                requests = announced(model, requests, settings, batch_size, shape, count=left)
-            samples = sample_images(
-                model,
-                requests,
-                settings,
-                batch_size=batch_size,
-                seed=sampling.seed,
-                shape=shape,
-                on_step=bar,
-                filled=rounds_by_batch(dtype),
-            )
-            for sample in samples:
-                folder.save(replace(sample, label=None))
-                bar.image()
-                new += 1
+            with filling(folder, dtype, sampling.batch_size, own.samples_per_layout) as going:
+                plot = builder.plot(scene.tokens(builder), class_name, (width, height))
+                save_png(plot, root / "layouts" / f"{scene.name}.png")
+                write_image(model, image, f"{scene.name}.png", root)
+                requests: Iterable[Request] = requests_for_scene(
+                    scene, builder, number, going.missing
+                )
+                size = going.batch_size
+                if new == 0:
+                    requests = announced(model, requests, settings, size, shape, count=left)
+                samples = sample_images(
+                    model,
+                    requests,
+                    settings,
+                    batch_size=size,
+                    seed=sampling.seed,
+                    shape=shape,
+                    on_step=bar,
+                    filled=going.filled,
+                )
+                for sample in samples:
+                    going.save(sample)
+                    bar.image()
+                    new += 1
     print(f"layouts and samples are in {root} ({counted(new, 'new sample')})")
+    end_with_damaged(list(layouts.left_out.values()))
 
 
 if __name__ == "__main__":

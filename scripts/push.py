@@ -20,6 +20,7 @@ from taming.checkpoint import HubName, Run, load_run, run_config
 from taming.command_line import Extend, Parser, add_trust_flag, add_weight_flags
 from taming.downloads import file_hash
 from taming.errors import UserError, command
+from taming.evaluation.checkpoints import OwnWeights
 from taming.evaluation.model_card import Card, results_of
 from taming.export.publishing import own_paths, published_config, upload, write_repository
 from taming.models.cond_transformer import Net2NetTransformer
@@ -60,9 +61,10 @@ def make_card(
     step: int,
     config: dict[str, object],
     *,
+    weights: OwnWeights,
     subcommand: str,
 ) -> Card:
-    results, others = results_of(run.folder, file_hash(run.checkpoint), weight_choice())
+    results, others = results_of(run.folder, weights)
     for file in others:
         print(f"left out: {run.folder / file} is of another checkpoint, or of other --weights")
     return Card(
@@ -100,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = published_config(run_config(run, args.base, used=["model"]))
     if paths := own_paths(config):
         print(f"config.yaml names folders of this machine: {', '.join(paths)}")
-    card = make_card(args, name, run, step, config, subcommand=subcommand_for(model))
+    weights = OwnWeights(file_hash(run.checkpoint), weight_choice(), model, run.model)
+    subcommand = subcommand_for(model)
+    card = make_card(args, name, run, step, config, weights=weights, subcommand=subcommand)
     if args.dry_run is not None:
         write_repository(args.dry_run, model, config, card.text())
         print(f"what would be uploaded to {name} is in {args.dry_run}")

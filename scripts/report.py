@@ -27,7 +27,7 @@ from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
 from taming.data.checks import damage_found_later
 from taming.errors import UserError, absence, command, end_with_damaged
-from taming.evaluation.checkpoints import describe_checkpoint
+from taming.evaluation.checkpoints import HASH, OwnWeights, describe_checkpoint
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
@@ -39,6 +39,7 @@ from taming.sampling.requests import sampling_script
 from taming.sampling.sizes import trained_size
 from taming.shipped import script
 from taming.training.data_module import DataModuleFromConfig
+from taming.weight_choice import weight_choice
 
 SCRIPT = "report"
 OWN = {
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--samples",
         type=Path,
-        help="folder of samples (default: the newest of the training's size)",
+        help="folder of samples (default: the newest that these weights made, of the training's "
+        "size)",
     )
     args, overrides = parse(parser, argv)
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
@@ -64,10 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.resume, arguments.base, arguments.chosen_device(), overrides
     )
     name = sampling_script(model)
-    samples = args.samples or newest_samples(run.folder, name, trained_size(model))
+    about = describe_checkpoint(run, step)
+    weights = OwnWeights(about[HASH], weight_choice(), model, run.model)
+    samples = args.samples or newest_samples(run.folder, name, trained_size(model), weights)
     if not samples.is_dir():
         raise UserError(f"{absence('folder', samples)}; make samples with {script(name)}")
     print(f"on the samples in {samples}")
+    sampled = FolderSource(samples)
+    say_of_which(sampled, weights, chosen=args.samples is not None, how=script(name))
     config = run_config(run, arguments.base, overrides)
     require_data(config)
     with damage_found_later():
@@ -79,18 +85,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         DatasetSource(configs, split, model.first_stage_key, overrides, data.num_workers)
         for split in ("train", "validation")
     )
-    sets = ReportSets(FolderSource(samples), training, validation)
+    sets = ReportSets(sampled, training, validation)
     left_out = damaged_of(validation)
     if isinstance(data, DataModuleFromConfig) and left_out:
         data.datasets["validation"] = Subset(data.datasets["validation"], validation.kept)
     report = make_report(model, data.val_dataloader, sets, outdir)
     report["metrics"]["samples"]["folder"] = str(samples)
-    report["protocol"] |= describe_checkpoint(run, step)
+    report["protocol"] |= about
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     write(report, seconds, model.device, line, outdir)
     print_report(report["metrics"])
     print(f"step {step}; report.json, report.md and samples.png are in {outdir}")
     end_with_damaged([*left_out, *report["left_out"]])
+
+
+def say_of_which(samples: FolderSource, weights: OwnWeights, *, chosen: bool, how: str) -> None:
+    """Say if samples, that were `chosen` or found, are not known to be of the weights.
+
+    Raises:
+        UserError: if they were found, and others made them; `how` is the script that makes some.
+    """
+    made = samples.made_with
+    if weights.made(made):
+        return
+    if not made:
+        print("these samples do not say which weights made them")
+        return
+    step = made.get("global_step", "an unknown one")
+    others = (
+        f"{samples.path} was sampled with other weights than the checkpoint's, or another config "
+        f"(at step {step})"
+    )
+    if not chosen:
+        raise UserError(
+            f"{others}; make samples with {how}, or name them with --samples to report on them all "
+            "the same"
+        )
+    print(f"{others}: their numbers are not those of this checkpoint")
 
 
 def require_data(config: DictConfig) -> None:

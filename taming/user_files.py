@@ -103,6 +103,13 @@ def word_with_home(word: str) -> str:
     return with_home(word)
 
 
+def name_and_file(text: str) -> tuple[str, str]:
+    """`resnet18` and `/home/ada/w.pth` of `resnet18:~/w.pth`, where a shell replaces no `~`; the
+    second is empty without a colon."""
+    name, _, file = text.partition(":")
+    return name, with_home(file)
+
+
 def yamls_in(folder: Path) -> list[Path]:
     """The YAMLs in a folder, by name; none in one that does not exist."""
     return sorted(path for path in folder.glob("*") if path.suffix in YAMLS)

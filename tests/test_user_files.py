@@ -34,7 +34,7 @@ from taming.modules.losses.weight_files import WeightFile, find_weights
 from taming.modules.vqvae.nearest import VectorQuantizer2
 from taming.sampling.conditions import read_pixels
 from taming.sampling.scenes import read_layout
-from taming.user_files import read_text, regular, with_home
+from taming.user_files import name_and_file, read_text, regular, with_home
 
 
 def test_files_are_passed_on_also_through_links(tmp_path: Path) -> None:
@@ -60,6 +60,12 @@ def test_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_home("~/a") == "/home/ada/a" and with_home(Path("~")) == Path("/home/ada")
     for other in ("a/~", "~nosuchuser/a", "~a\0b", "~\ud800"):
         assert with_home(other) == other and with_home(Path(other)) == Path(other)
+    for name, expected in (
+        ("resnet18:~/w.pth", ("resnet18", "/home/ada/w.pth")),
+        ("small:C:\\w.pth", ("small", "C:\\w.pth")),
+        ("resnet101@V1", ("resnet101@V1", "")),
+    ):
+        assert name_and_file(name) == expected
 
 
 def network_of(weights: str) -> Any:

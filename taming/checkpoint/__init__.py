@@ -11,7 +11,16 @@ from taming.checkpoint.loading import (
     run_as_stage,
     run_config,
 )
-from taming.checkpoint.runs import Run, find_run, find_unsaved, is_model_name, normal_path
+from taming.checkpoint.runs import (
+    Run,
+    Weights,
+    distinct_name,
+    find_run,
+    find_unsaved,
+    is_model_name,
+    normal_path,
+    weights_at,
+)
 from taming.checkpoint.savable import check_savable
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.stage_data import complete_data, inherit_data
@@ -23,12 +32,14 @@ __all__ = [
     "HubName",
     "Run",
     "StartsFromFile",
+    "Weights",
     "check_complete",
     "check_fit",
     "check_savable",
     "complete_data",
     "configure_for",
     "consolidate",
+    "distinct_name",
     "expand_stages",
     "find_run",
     "find_unsaved",
@@ -48,4 +59,5 @@ __all__ = [
     "run_as_stage",
     "run_config",
     "save_atomic",
+    "weights_at",
 ]

@@ -21,12 +21,25 @@ _TRAINING |= {"reuse_reconstruction", "channels_last", "teacher", "soft_loss_wei
 _LENGTH = 16  # hexadecimal digits
 
 
-def model_hashes(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, str]:
-    """`weights`, of what a model computes with, and `config`, of its section without training's."""
+def model_hashes(
+    model: nn.Module, config: Mapping[str, Any] | None, dtype: torch.dtype | None = None
+) -> dict[str, str]:
+    """`weights`, of what a model computes with, and `config`, of its section without training's.
+
+    With `dtype`, those that the model has with its `transformer` in it.
+    """
     section = {key: (config or {}).get(key) for key in ("target", "params")}
     text = json.dumps(_for_use(section), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"weights": weights_hash(model.state_dict()), "config": digest[:_LENGTH]}
+    state = model.state_dict()
+    if dtype is not None:
+        state = {name: _in_dtype(name, tensor, dtype) for name, tensor in state.items()}
+    return {"weights": weights_hash(state), "config": digest[:_LENGTH]}
+
+
+def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    of_it = name.startswith("transformer.") and tensor.is_floating_point()
+    return tensor.to(dtype) if of_it else tensor
 
 
 class WeightsHash(str):

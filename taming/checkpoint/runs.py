@@ -6,8 +6,9 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,29 @@ def find_run(path: str | Path) -> Run:
     return Run(folder, checkpoint, tuple(own_configs(folder, checkpoint, named)))
 
 
+class Weights(Enum):
+    """Which weights a place has for `find_run`."""
+
+    NONE = 0
+    LOOSE = 1  # in a folder: files of any names, as may be among images
+    RUN = 2
+
+
+def weights_at(path: str | Path) -> Weights:
+    """Whether there is a run, a download of one, a hub's folder or a file, or its name.
+
+    It is said by names alone: `find_run` may still refuse what they hold.
+    """
+    if is_model_name(path):
+        return Weights.RUN
+    place = hub.snapshot_in(located(normal_path(path)))
+    if place.is_file() or (place / "checkpoints").is_dir() or any(place.glob("*.ckpt")):
+        return Weights.RUN
+    if any((place / name).is_file() for name in _CHECKPOINTS):
+        return Weights.RUN
+    return Weights.LOOSE if _loose(place) else Weights.NONE
+
+
 def is_model_name(path: str | Path) -> bool:
     """Whether `path` is the name of a model, on the hub or published, rather than a place."""
     return is_hub_name(path) or (str(path) in published_models() and not Path(path).exists())
@@ -122,6 +146,16 @@ def name_of(run: str, runs: Iterable[str] = ()) -> str:
     return short if len(same) < 2 else run
 
 
+def distinct_name(run: Run, taken: Collection[str] = ()) -> str:
+    """What a run is called beside others: as its folder, or as a lone file; if that is `taken`,
+    with the checkpoint's name, and a number if that is taken as well."""
+    name = run.folder.resolve().name if run.configs else run.checkpoint.stem
+    if name in taken:
+        name = f"{name} {run.checkpoint.stem}"
+    copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return f"{name} ({copies + 1})" if copies else name
+
+
 def run_folder_of(path: Path) -> Path:
     """The folder of the run that a checkpoint, or the folder of checkpoints, belongs to."""
     folder = path.parent if path.is_file() else path
@@ -137,13 +171,17 @@ def _checkpoint_in(folder: Path) -> Path:
     checkpoints = folder / "checkpoints"
     if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
         return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
-    weights = [path for path in folder.glob("*") if path.suffix in _ENDINGS and path.is_file()]
+    weights = _loose(folder)
     if len(weights) == 1:
         return weights[0]
     shards = {path: set(shards_with(path)) for path in weights}
     if first := next((path for path in sorted(weights) if shards[path] == set(weights)), None):
         return first
     raise UserError(f"{folder} {what_folder(folder, [path.name for path in weights])}")
+
+
+def _loose(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix in _ENDINGS and path.is_file()]
 
 
 def _averaged(weights: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from taming.checkpoint import Run, find_run, is_model_name
+from taming.checkpoint import Run, Weights, find_run, is_model_name, weights_at
 from taming.command_line import (
     Parser,
     add_flags,
@@ -36,7 +36,7 @@ from taming.evaluation.reference import ROLES, add_size_flags, resize_by_flags
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.folder import FolderSource, image_files
 from taming.evaluation.sources.npz_images import NpzImages, holds_images
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
@@ -202,12 +202,12 @@ def _place_of(text: str) -> Path:
 
 
 def _is_run(text: str) -> bool:
-    if is_model_name(text):
-        return True
+    """Beside images, at any depth, weights of any names belong to these: of a classifier, say."""
     path = Path(text)
-    if path.suffix in (*YAMLS, ".npz"):
+    if path.suffix in (*YAMLS, ".npz") and not is_model_name(text):
         return False
-    return path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt"))
+    found = weights_at(text)
+    return found is Weights.RUN or (found is Weights.LOOSE and not image_files(path, deep=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +280,8 @@ def sampling_plan(
     """How the flags of `add_set_flags` want a run's images; UserError for values out of range."""
     own, common = from_flags(RunSetArguments, args), from_flags(EvaluationArguments, args)
     dtype = choose_dtype(own.sampler_precision or common.precision, device)
-    rest = {"base": own.base, "overrides": tuple(overrides), "compiled": common.compile}
+    rest: dict[str, Any] = {"base": own.base, "overrides": tuple(overrides)}
+    rest |= {"compiled": common.compile, "batch_size": own.batch_size}
     return from_flags(SamplingPlan, args, device=device, dtype=dtype, **rest)
 
 

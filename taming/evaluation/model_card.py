@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ import yaml
 
 from taming.checkpoint import HubName
 from taming.errors import UserError
-from taming.evaluation.checkpoints import HASH, is_of
+from taming.evaluation.checkpoints import HASH, MADE_WITH, OwnWeights
 from taming.evaluation.results import Result, markdown_table, read_result
 from taming.evaluation.tasks.fidelity import flattened
 from taming.shipped import config_names
-from taming.weight_choice import WeightChoice
 
 LIBRARY = "taming-transformers"
 # The hub's names of tasks, and ours.
@@ -148,13 +147,11 @@ def described_set(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**found, "args": args} if args else found
 
 
-def results_of(
-    folder: Path, checkpoint_hash: str, choice: WeightChoice
-) -> tuple[dict[str, Result], list[str]]:
+def results_of(folder: Path, weights: OwnWeights) -> tuple[dict[str, Result], list[str]]:
     """The results in a run's folder, by file, and the files of those of other weights.
 
-    Weights are those that were chosen of a checkpoint. Of a result of several, only the numbers of
-    these are kept. What is no result of an evaluation, such as a cache, is left out.
+    Of a result of several, only the numbers of these `weights` are kept. What is no result of an
+    evaluation, such as a cache, is left out.
     """
     found, others = dict[str, Result](), list[str]()
     for path in sorted({path for pattern in _REPORTS for path in folder.glob(pattern)}):
@@ -163,7 +160,7 @@ def results_of(
         except UserError:
             continue
         name = path.relative_to(folder).as_posix()
-        own = own_part(result, checkpoint_hash, choice)
+        own = own_part(result, weights)
         if own is None:
             others.append(name)
         else:
@@ -171,15 +168,16 @@ def results_of(
     return found, others
 
 
-def own_part(result: Result, checkpoint_hash: str, choice: WeightChoice) -> Result | None:
+def own_part(result: Result, weights: OwnWeights) -> Result | None:
     """What a result says of these weights; None if it is of others.
 
     Numbers of several models are in groups, of which each has a set of its name: names are those
-    of folders when they were evaluated. Other results are of one model, or do not say of which.
+    of folders when they were evaluated. Other results are of one model, or do not say of which; a
+    report is of one, but for its samples, which may be another's.
     """
     metrics, sets = result["metrics"], result["sets"]
     evaluated = {name: about for name, about in sets.items() if HASH in about}
-    own = [name for name, about in evaluated.items() if is_of(about, checkpoint_hash, choice)]
+    own = [name for name, about in evaluated.items() if weights.are_of(about)]
     if groups := [name for name in evaluated if isinstance(metrics.get(name), Mapping)]:
         name = next((name for name in groups if name in own), None)
         if name is None:
@@ -187,6 +185,32 @@ def own_part(result: Result, checkpoint_hash: str, choice: WeightChoice) -> Resu
         kept = {key: about for key, about in sets.items() if key not in groups or key == name}
         return {**result, "metrics": metrics[name], "sets": kept}
     if HASH in result["protocol"]:
-        return result if is_of(result["protocol"], checkpoint_hash, choice) else None
+        if not weights.are_of(result["protocol"]):
+            return None
+        of_others = {name for name, about in _samples(sets) if not _made_by(weights, about)}
+        return {**result, "metrics": _without(metrics, of_others)}
+    if any(MADE_WITH in about and not _made_by(weights, about) for _, about in _samples(sets)):
+        return None
     named = [name for name in evaluated if name not in _SETS]
     return result if not named or any(name in own for name in named) else None
+
+
+def _samples(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The sets of a result that were read from folders and are no reference."""
+    for name, about in sets.items():
+        if name not in _SETS and about.get("kind") == "folder":
+            yield name, about
+
+
+def _made_by(weights: OwnWeights, about: Mapping[str, Any]) -> bool:
+    """Whether the images of a folder say that these weights made them."""
+    return MADE_WITH in about and weights.made(about[MADE_WITH])
+
+
+def _without(metrics: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Metrics without the groups of these names, wherever they are."""
+    return {
+        name: _without(value, names) if isinstance(value, Mapping) else value
+        for name, value in metrics.items()
+        if name not in names
+    }

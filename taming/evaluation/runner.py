@@ -57,7 +57,7 @@ class Runner:
     cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
     save_every: float = SAVE_EVERY  # seconds between saves of an unfinished evaluation
     left_out: list[str] = field(default_factory=list)  # a sentence per damaged image
-    _unfinished: list[str] = field(default_factory=list)
+    _unfinished: dict[str, ImageSource] = field(default_factory=dict)  # by keys
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -101,7 +101,7 @@ class Runner:
         self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
     ) -> _Part[A] | None:
         """All images, once; None if some turn out to be damaged, as `source.damaged` then says."""
-        self._unfinished.append(key)
+        self._unfinished[key] = source
         images, (rank, processes) = len(source), own_share()
         source.keep_unfinished_in(self.cache.folder if self.cache.enabled else None)
 
@@ -127,8 +127,9 @@ class Runner:
     def finish(self) -> None:
         """Delete the unfinished states: the results that they were kept for are there."""
         if own_share()[0] == 0:
-            for key in self._unfinished:
+            for key, source in self._unfinished.items():
                 self.cache.delete_parts(key)
+                source.forget_unfinished()
         self._unfinished.clear()
 
     def key_for(self, source: ImageSource, **identity: Any) -> str:

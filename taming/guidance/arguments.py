@@ -25,7 +25,7 @@ from taming.guidance.objective import (
 )
 from taming.sampling.completion import HALVES
 from taming.shipped import script
-from taming.user_files import with_home
+from taming.user_files import name_and_file, with_home
 
 RANDOM, PRIOR = "random", "prior"
 
@@ -100,7 +100,7 @@ class Prompts(Guide):
         """The files that decide what is drawn, by their flags."""
         named = {"features": self.features or "", "classifier": self.classifier or ""}
         found: dict[str, str | Path | None] = {
-            flag: name if Path(name).is_file() else name.partition(":")[2] or None
+            flag: name if Path(name).is_file() else name_and_file(name)[1] or None
             for flag, name in named.items()
         }
         found["clip"] = encoder.file if isinstance(encoder, OpenClip) else None

@@ -16,6 +16,7 @@ from taming.guidance.encoders import Channels, ImageEncoder, normalized
 from taming.modules.losses.lpips import LPIPS, backbone_file
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 from taming.sampling.rejection import Classifier
+from taming.user_files import name_and_file
 
 SMALL, LPIPS_NETWORKS = "small", {"lpips": "vgg", "lpips-alex": "alex"}
 LPIPS_SIZE = 64  # pixels a side: its embeddings are of half a million numbers then
@@ -127,7 +128,7 @@ def load_classifier_guide(name: str, device: torch.device) -> ClassifierGuide:
     Raises:
         UserError: for an unknown name, or weights that are not there or do not fit.
     """
-    kind, _, file = name.partition(":")
+    kind, file = name_and_file(name)
     if kind == SMALL or Path(name).is_file():
         path = name if Path(name).is_file() else file
         if not path:
@@ -146,7 +147,7 @@ def load_features(name: str, device: torch.device, path: str | None = None) -> I
     Raises:
         UserError: as that does.
     """
-    kind, _, file = name.partition(":")
+    kind, file = name_and_file(name)
     if kind not in LPIPS_NETWORKS:
         if close := difflib.get_close_matches(kind, LPIPS_NETWORKS, n=1):
             raise UserError(f"there are no features '{kind}'; did you mean '{close[0]}'?")

@@ -189,10 +189,10 @@ class _Windows:
         """Tokens (copies * b, T) that a window has read after a visit, and (copies * b, T + k)
         their positions and those of what it predicts."""
         path = walk.path(visit.corner)[: visit.seen]
-        places = _moved(walk.places_of(visit.corner, path), self.device)
+        places = _moved(walk.layout.outside(visit.corner, path), self.device)
         image = codes[part.images[:, None], places].repeat(self.room.copies, 1)
         tokens = torch.cat((self.conditions.at(visit.corner)[part.rows], image), dim=1)
-        targets = walk.in_window(visit.corner, visit.places)
+        targets = walk.layout.inside(visit.corner, visit.places)
         within = _moved(np.concatenate((path, targets)), self.device)
         positions = torch.cat((self._of_condition, self._of_codes[within]))
         return tokens, positions.expand(len(tokens), -1)

@@ -19,6 +19,7 @@ from taming.command_line import (
     from_flags,
     parse,
 )
+from taming.data.checks import damage_found_later
 from taming.data.seeding import SeededDataset
 from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError
@@ -83,8 +84,10 @@ class DataArguments:
         return data_config(run, base, arguments.overrides, self.ignore_base_data)
 
     def open(self, run: Run, arguments: RunArguments) -> SeededDataset:
-        """The dataset, see `open_dataset`."""
-        return open_dataset(self.section(run, arguments), self.split)
+        """The dataset, see `open_dataset`; what is damaged in it shows when it is read."""
+        section = self.section(run, arguments)
+        with damage_found_later():
+            return open_dataset(section, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,9 @@ from taming.sampling.any_order import (
 from taming.sampling.any_order_windows import sample_in_windows
 from taming.sampling.chance import Chance
 from taming.sampling.masked_windows import MaskedWindows
-from taming.sampling.requests import Request, known_of, sampled_of_first
+from taming.sampling.requests import Request, conditions_of, known_of, sampled_of_first
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import trained_shape
+from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.sliding_window import SlidingWindow, layout_for
 from taming.sampling.windows import Box, Conditions, Layout, check_tokens
 
@@ -97,7 +97,8 @@ def sample_images(
 
     Args:
         requests: read lazily, in batches that go across classes; prompts are equally long.
-        seed: a sample depends on the seed, its number and its label alone.
+        seed: a sample depends on the seed, its number and its label alone; in bf16 also on how
+            many are computed at once (see `rounds_by_batch`).
         shape: height and width in tokens (see `taming.sampling.sizes`), the training's by default;
             any others are sampled through a sliding window.
         dtype: the transformer's precision (its own by default); images are decoded in the model's.
@@ -147,20 +148,23 @@ def check_settings(
     settings: SampleSettings,
     shape: tuple[int, int],
     compiled: bool = False,
+    advice: str = "leave the size out",
 ) -> None:
     """Refuse (`UserError`) settings, and a `shape` (height, width) in tokens, that a model does not
-    sample by, before anything is computed."""
+    sample by, before anything is computed; `advice` is what to do about another shape."""
     if settings.guided and not model.cond_drop:
         raise UserError(
             "guidance needs a model that was trained with cond_drop, and this one was not; "
             "leave guidance at 1"
         )
     check_way(model, settings, shape, compiled)
-    if shape != trained_shape(model) and not isinstance(model.permuter, Identity):
-        name = type(model.permuter).__name__
+    trained = trained_shape(model)
+    if shape != trained and not isinstance(model.permuter, Identity):
+        factor, name = pixels_per_token(model), type(model.permuter).__name__
+        own, other = (f"{rows * factor} x {columns * factor}" for rows, columns in (trained, shape))
         raise UserError(
-            f"this model samples in the order {name}, which exists for its own size only; "
-            "leave the size out"
+            f"this model samples in the order {name}, which exists for images of {own} pixels "
+            f"only, and this one has {other}; {advice}"
         )
 
 
@@ -195,15 +199,13 @@ class TokenSampler:
         streams = [request.stream for request in batch]
         length = height * width
         chance = Chance(self.settings, self.n_codes, seed, streams, length=length, device=device)
-        maps = [request.condition for request in batch if request.condition is not None]
-        condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
-        condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
+        # (copies * B, n) or (copies * B, H, W)
+        condition = self._with_null(conditions_of(batch).to(device))
         known = known_of(batch, self.shape)  # (B, H, W)
         known = None if known is None else known.to(device)
         if self.shape != self.window:
             for request in batch:
-                tokens = request.prompt if request.condition is None else request.condition
-                check_tokens(self.model.vocab_size, tokens)
+                check_tokens(self.model.vocab_size, request.whole)
             return self._sample_by_windows(batch, condition, chance, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         if self.model.masked or self.model.reading.any:
@@ -298,8 +300,7 @@ class TokenSampler:
             conditions = Conditions(condition, Layout.of(self.shape, self.window), by_window)
             return self._sample_around_in_windows(conditions, chance, known)
         layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
-        order = [row * width + column for step in layout.steps() for row, column in step]
-        sampled = sampled_of_first(None if known is None else known.flatten(1), order)
+        sampled = sampled_of_first(None if known is None else known.flatten(1), layout.order())
         sampler = SlidingWindow(
             self._weights, condition, layout, self.copies, by_window, trained=self.window
         )

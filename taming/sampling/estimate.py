@@ -11,6 +11,7 @@ from math import prod
 from statistics import mean
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from taming.devices import own_share
@@ -42,18 +43,20 @@ def announced(
     batch_size: int,
     shape: tuple[int, int] | None,
     *,
-    count: int | None = None,
+    count: int | Callable[[], int] | None = None,
 ) -> Iterator[Request]:
     """All `requests`; before the first, the first process prints what they are (`announce`).
 
-    Nothing is printed of the training size (None): its images are drawn soon enough for a bar.
+    Nothing is printed of the training size (None): its images are drawn soon enough for a bar. A
+    `count` that takes time is a function.
     """
     rest = iter(requests)
     if shape not in (None, trained_shape(model)) and own_share()[0] == 0:
         check_settings(model, settings, shape)  # what is refused begins no line
         first = list(islice(rest, batch_size))
         if first:
-            announce(model, first, settings, batch_size, shape, count=count)
+            number = count() if callable(count) else count
+            announce(model, first, settings, batch_size, shape, count=number)
         rest = chain(first, rest)
     yield from rest
 
@@ -217,14 +220,7 @@ def _seconds_of_masked(
     of_corner = {corner_of(Layout.of(corner, (h, w)), place) for place in range(prod(corner))}
     steps = min(settings.steps or STEPS, len(places))
     settings = replace(settings, steps=min(steps, prod(corner)) or None)
-    tried = [
-        replace(
-            request,
-            known=None,
-            condition=None if (c := request.condition) is None else c[: corner[0], : corner[1]],
-        )
-        for request in requests
-    ]
+    tried = [request.cut_to(*corner) for request in requests]
     first = _seconds_of_steps(model, tried, settings, corner, most=1)[0]
     decoding = len(requests) * _seconds_of_decoding(model, shape)
     return decoding + steps * first * windows / len(of_corner)
@@ -232,10 +228,7 @@ def _seconds_of_masked(
 
 def _prefix(request: Request) -> int | None:
     """How many tokens of the condition every window begins with; None for a map."""
-    if request.condition is not None:
-        return None
-    whole = (0.0, 0.0, 1.0, 1.0)
-    return len(request.prompt_in(whole) if request.prompt_in else request.prompt)
+    return None if isinstance(request.whole, Tensor) else len(request.whole)
 
 
 def _seconds_of(
@@ -273,10 +266,9 @@ def _tried(
     window = window.code_by_code()
     steps = list(window.steps(Layout(shape, (h, w)), unknown.tolist()))
     known = torch.where(unknown, -1, 0)
-    tried = [
-        replace(r, known=known, condition=None if r.condition is None else torch.zeros_like(known))
-        for r in requests
-    ]
+    tried = [replace(request, known=known) for request in requests]
+    if isinstance(requests[0].condition, Tensor):
+        tried = [replace(request, condition=torch.zeros_like(known)) for request in tried]
     seconds = _seconds_of_steps(model, tried, window.settings, shape, len(steps))
     return list(zip(steps, seconds, strict=True))
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from taming.atomic_files import atomic_path, check_place, sole_user
-from taming.distributed import is_first_process
+from taming.distributed import gather_objects, is_first_process
 from taming.downloads import file_hash
 from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
@@ -39,6 +39,8 @@ FILES = "files"  # in a record: the hashes of the files that flags name, by thes
 OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
     "config": "another config of the model (by --base or overrides)",
+    "picture": "another picture of the image (reduced, cut or resized otherwise)",
+    "kept": "another part kept (--keep is of the image as it is, or of the size that is given)",
     "condition_hash": "another condition (what it comes from has changed)",
 }
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")
@@ -110,6 +112,15 @@ class SampleFolder:
     def _folder_of(self, label: int | None) -> Path:
         return self.root if label is None else self.root / str(label)
 
+    def _samples(self, label: int | None) -> list[Path]:
+        """The files of a label's samples, by number; not those that others have put there."""
+        paths = self._folder_of(label).glob("*.png")
+        return sorted(path for path in paths if _NUMBERED.fullmatch(path.name))
+
+    def numbers(self, label: int | None) -> set[int]:
+        """Of a label's samples that are here, however they were made."""
+        return {int(path.stem) for path in self._samples(label)}
+
     def finished(self, label: int | None) -> set[int]:
         """Numbers of a label's samples that are already here.
 
@@ -117,9 +128,9 @@ class SampleFolder:
             UserError: if they were sampled with other settings, or no more can be written.
         """
         check_place(self.root, "choose another --outdir")
-        paths = [p for p in self._folder_of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
+        paths = self._samples(label)
         if paths:
-            _check_record(min(paths), self.record)
+            _check_record(paths[0], self.record)
         return {int(path.stem) for path in paths}
 
     def goes_on_with(self, job: SamplingJob) -> SamplingJob:
@@ -145,8 +156,7 @@ class SampleFolder:
         """
         if not rounds_by_batch(dtype):
             return wanted
-        folders = (self._folder_of(label) for label in labels)
-        first = next((path for folder in folders for path in sorted(folder.glob("*.png"))), None)
+        first = next((path for label in labels for path in self._samples(label)), None)
         before = {} if first is None else record_of(first)
         size: int = before.get("batch_size", min(wanted, most))
         self.record["batch_size"] = size
@@ -188,7 +198,7 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return OTHER.get(key) or f"{key} {before}, not {now}"
 
 
-def record_of(path: Path) -> dict[str, Any]:
+def record_of(path: str | Path) -> dict[str, Any]:
     """How an image was made, empty if it does not say; raises `UserError` for what is no PNG."""
     try:
         with Image.open(path) as image:
@@ -219,9 +229,9 @@ class FolderWriter:
             self._stack.enter_context(sole_user(self.folder.root, advice))
         return self
 
-    def save(self, sample: Sample) -> None:
-        """Write a sample soon; waits if too many are pending."""
-        self._pending.append(self._pool.submit(self.folder.save, sample))
+    def save(self, sample: Sample, **own: Any) -> None:
+        """Write a sample soon, as `SampleFolder.save` does; waits if too many are pending."""
+        self._pending.append(self._pool.submit(self.folder.save, sample, **own))
         if len(self._pending) > self.most_pending:
             self._pending.popleft().result()
 
@@ -231,6 +241,44 @@ class FolderWriter:
         if kind is None:
             for pending in self._pending:
                 pending.result()
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What a folder without classes lacks, and how it goes on.
+
+    Attributes:
+        missing: the numbers of its samples that are to be made.
+        batch_size: with which they are, and with `filled` always so many at once: for
+            `sample_images`.
+    """
+
+    writer: FolderWriter
+    missing: list[int]
+    batch_size: int
+    filled: bool
+
+    def save(self, sample: Sample, **own: Any) -> None:
+        """Write a sample soon, whatever its label, and what its record has beside the folder's."""
+        self.writer.save(replace(sample, label=None), **own)
+
+
+@contextmanager
+def filling(
+    folder: SampleFolder, dtype: torch.dtype, batch_size: int, wanted: int
+) -> Iterator[Filling]:
+    """A context in which this command alone makes samples 0 to `wanted` - 1 of `folder`.
+
+    Raises:
+        UserError: before anything is made, if those that are there were made otherwise; and as
+            `FolderWriter` does.
+    """
+    folder.finished(None)
+    with FolderWriter(folder) as writer:
+        size = folder.batch_size_for(dtype, batch_size, wanted)
+        finished = folder.finished(None)
+        missing = [n for n in range(wanted) if n not in finished]
+        yield Filling(writer, missing, size, rounds_by_batch(dtype))
 
 
 def _bar(job: SamplingJob, finished: Finished) -> ImageBar:
@@ -254,11 +302,15 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     job = folder.goes_on_with(job)
     new = 0
     pooled = job.plan.pooled
+    scores = folder.scores() if pooled else None
     with _bar(job, folder.finished) as bar, FolderWriter(folder) as writer:
-        scores = folder.scores() if pooled else None
         for sample in job.samples(folder.finished, bar, scores, bar.image):
             writer.save(sample)
             new += 1
             if not pooled:
                 bar.image()
+    if scores is not None:
+        gather_objects(new)  # by then all processes have written what they made
+        if is_first_process():
+            scores.delete(job.pools(lambda label: set()))
     return new

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
+from typing import TypeVar
 
+from taming.errors import DamagedImage, sentence
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.engine import OnStep, Sample, sample_images
 from taming.sampling.estimate import announced
 from taming.sampling.inputs import SampleInputs
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
+
+T = TypeVar("T")
+
+
+def undamaged(
+    load: Callable[[int], T], numbers: Iterable[int], left_out: dict[int, str]
+) -> Iterator[tuple[int, T]]:
+    """Items by their numbers; of damaged ones, a sentence goes to `left_out` instead."""
+    for number in numbers:
+        try:
+            item = load(number)
+        except DamagedImage as error:
+            left_out[number] = sentence(error)
+        else:
+            yield number, item
 
 
 def sample_items(

@@ -43,8 +43,7 @@ def corner_near(at: int, last: int, side: int) -> int:
 
 def corner_of(layout: Layout, place: int) -> Corner:
     """Of the window that predicts a place, by rows of the image."""
-    (height, width), (h, w) = layout.shape, layout.window
-    top, left = layout.corner(*divmod(place, width))
+    (height, width), (h, w), (top, left) = layout.shape, layout.window, layout.corner_of(place)
     return corner_near(top, height - h, h), corner_near(left, width - w, w)
 
 
@@ -112,21 +111,13 @@ class MaskedWindows:
             some = corners[start : start + count]
             for corner, found in zip(some, self._read(codes, some), strict=True):
                 places = served[corner]
-                logits[:, places] = found[:, self._within[self._in_window(corner, places)]]
+                within = self._within[self.conditions.layout.inside(corner, places)]
+                logits[:, places] = found[:, within]
         return logits
-
-    def _in_window(self, corner: Corner, places: Sequence[int]) -> list[int]:
-        """Places of the image as those of a window, by rows of it."""
-        (top, left), (_, width), (_, w) = corner, *self._sides
-        return [(place // width - top) * w + place % width - left for place in places]
-
-    @property
-    def _sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        return self.conditions.layout.shape, self.conditions.layout.window
 
     def _read(self, codes: Tensor, corners: Sequence[Corner]) -> list[Tensor]:
         """Logits (copies * B, length, V) of all codes of each of the windows, from one pass."""
-        (height, width), (h, w) = self._sides
+        (height, width), (h, w) = self.conditions.layout.shape, self.conditions.layout.window
         grid, sequences = codes.view(-1, height, width), list[Tensor]()
         for top, left in corners:
             window = codes.new_full((len(codes), prod(self.trained)), self.mask_token)

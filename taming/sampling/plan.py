@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from taming.sampling.rejection import (
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings, wrong_temperature
 from taming.sampling.sizes import Sides, tokens_for, trained_shape
+from taming.user_files import name_and_file
 
 MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250
@@ -78,6 +80,7 @@ class SamplingPlan:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    batch_size: int = 25  # at once; samples depend on it where `rounds_by_batch`
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -102,7 +105,7 @@ class SamplingPlan:
     @property
     def classifier_file(self) -> str | None:
         """The classifier's own weights, of `resnet18:FILE`."""
-        return (self.classifier or "").partition(":")[2] or None
+        return name_and_file(self.classifier or "")[1] or None
 
     @property
     def pooled(self) -> bool:
@@ -129,7 +132,12 @@ class SamplingPlan:
             "base": list(self.base),
             "overrides": list(self.overrides),
             "precision": dtype_name(self.dtype),
+            **({"batch_size": self.batch_size} if rounds_by_batch(self.dtype) else {}),
         }
+
+    def at_once(self, wanted: int) -> int:
+        """How many are sampled at once: as many as are `wanted`, unless samples depend on it."""
+        return self.batch_size if rounds_by_batch(self.dtype) else wanted
 
     def check(self, model: Net2NetTransformer) -> None:
         """Raise UserError for settings that the model does not sample by."""
@@ -174,11 +182,15 @@ class SamplingJob:
         return rounds_by_batch(self.plan.dtype)
 
     def of_few_samples(self) -> SamplingJob:
-        """Not with larger batches than there are samples, which would be filled up."""
+        """Not with larger batches than there are samples, which would be filled up.
+
+        Where samples depend on it, that is the same in any number of processes.
+        """
         kept, of = self.plan.group
         most = -(-self.plan.num_samples // kept) if self.plan.pooled else self.plan.num_samples
         total = len(self.labels) * most * (of if self.score else 1)
-        return replace(self, batch_size=min(self.batch_size, -(-total // self.share[1])))
+        most = total if self.rounds_by_batch else -(-total // self.share[1])
+        return replace(self, batch_size=min(self.batch_size, most))
 
     def count(self, finished: Finished) -> int:
         """How many images this process has to sample, without candidates that are rejected."""
@@ -229,13 +241,12 @@ class SamplingJob:
         Of pools (`SamplingPlan.pooled`), `scores` are written to files, and `on_candidate` is
         called after each candidate.
         """
+        model, settings = self.model, self.plan.settings
 
         def draw(requests: Iterable[Request]) -> Iterator[Sample]:
-            model, settings = self.model, self.plan.settings
-            count = self.sampled(finished)
             return sample_images(
                 model,
-                announced(model, requests, settings, self.batch_size, self.shape, count=count),
+                requests,
                 settings,
                 batch_size=self.batch_size,
                 seed=self.plan.seed,
@@ -245,14 +256,22 @@ class SamplingJob:
                 filled=self.rounds_by_batch,
             )
 
+        def announce(requests: Iterable[Request]) -> Iterator[Request]:
+            count = partial(self.sampled, finished)
+            return announced(model, requests, settings, self.batch_size, self.shape, count=count)
+
         if self.score is None:
-            return draw(self.requests(finished))
+            return draw(announce(self.requests(finished)))
         if self.plan.pooled:
-            pools = self.pools(finished)
-            return iter(
-                PoolSampler(
-                    pools, draw, self.score, self.share, files=scores, on_candidate=on_candidate
-                )
+            pools = PoolSampler(
+                self.pools(finished),
+                draw,
+                self.score,
+                self.share,
+                files=scores,
+                announce=announce,
+                on_candidate=on_candidate,
             )
-        chosen = best_of(draw(self.requests(finished)), self.score, self.plan.group)
+            return iter(pools)
+        chosen = best_of(draw(announce(self.requests(finished))), self.score, self.plan.group)
         return (sample for sample in chosen if sample.number < self.plan.num_samples)

@@ -2,7 +2,8 @@
 
 A process scores its share of a pool's candidates and keeps, as images, no more than can be among
 the pool's best; then all processes learn of all scores. Scores are written down now and then: a
-command that goes on makes, of what it has scored before, the best alone once more.
+command that goes on makes, of what it has scored before, the best alone once more. They stay until
+who wants the samples has kept all of them, in all processes: to be handed on is not to be written.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ class ScoreFiles:
         """Write what process `rank` knows."""
         write_text(self.folder / f"{self._name(pool)}-{rank}.json", json.dumps(scores))
 
-    def delete(self, pool: Pool) -> None:
-        """Forget a pool whose samples are there."""
-        for path in self.folder.glob(f"{self._name(pool)}-*.json"):
-            path.unlink(missing_ok=True)
+    def delete(self, pools: Iterable[Pool]) -> None:
+        """Forget pools whose samples are kept, by all processes."""
+        names = {self._name(pool) for pool in pools}
+        for path in self.folder.glob(f".scores-{self.key}-*.json"):
+            if path.stem.rpartition("-")[0] in names:
+                path.unlink(missing_ok=True)
 
 
 class Best:
@@ -117,18 +120,17 @@ class PoolSampler:
     score: Score
     share: tuple[int, int] = (0, 1)
     files: ScoreFiles | None = None
+    announce: Callable[[Iterable[Request]], Iterable[Request]] = iter  # says what is sampled, once
     on_candidate: Callable[[], object] = lambda: None
     _known: dict[int, dict[int, float]] = field(default_factory=dict)  # by place in `pools`
     _finished: int = 0  # pools
 
     def __iter__(self) -> Iterator[Sample]:
-        drawn = self.draw(self._requests())  # read ahead, as batches go across pools
+        drawn = self.draw(self.announce(self._requests()))  # read ahead, as batches go across pools
         for place, pool in enumerate(self.pools):
             yield from self._best(place, pool, drawn)
             self._finished += 1
             self._known.pop(place)
-            if self.files is not None and self.share[0] == 0:
-                self.files.delete(pool)
 
     def _requests(self) -> Iterator[Request]:
         for place, pool in enumerate(self.pools):
@@ -149,14 +151,16 @@ class PoolSampler:
         scores, best = dict(self._known[place]), Best(pool.group.kept)
         for number, score in scores.items():
             best.add(number, score)
-        saved = time.monotonic()
+        saved, noted = time.monotonic(), len(scores)
         for sample, score in scored(own, self.score):
             scores[sample.number] = score
             best.add(sample.number, score, sample)
             self.on_candidate()
             if self.files is not None and time.monotonic() - saved > SAVE_EVERY:
                 self.files.save(pool, self.share[0], scores)
-                saved = time.monotonic()
+                saved, noted = time.monotonic(), len(scores)
+        if self.files is not None and 0 < noted < len(scores):  # not of pools that take moments
+            self.files.save(pool, self.share[0], scores)
         yield from self._chosen(pool, scores, best)
 
     def _chosen(self, pool: Pool, scores: dict[int, float], best: Best) -> Iterator[Sample]:

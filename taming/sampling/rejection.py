@@ -26,6 +26,7 @@ from taming.errors import UserError
 from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
+from taming.user_files import name_and_file
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -138,7 +139,7 @@ class Classifier:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        network, _, file = name.partition(":")
+        network, file = name_and_file(name)
         weights = _published(network)
         self.transform = weights.transforms(antialias=True)
         self.network, self.device = self._load(network, file).to(device).eval(), device
@@ -146,7 +147,7 @@ class Classifier:
     @staticmethod
     def missing_file(name: str) -> Path | None:
         """Where published weights of a classifier would be fetched to; None if they are there."""
-        path = None if ":" in name else _file_of(_published(name))
+        path = None if name_and_file(name)[1] else _file_of(_published(name))
         return None if path is None or path.is_file() else path
 
     @staticmethod

@@ -23,28 +23,49 @@ from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.windows import Box
 from taming.shipped import script
 
+Prompt = tuple[int, ...]
+"""Indices that the transformer sees first: those of a condition, or the start token."""
+PromptIn = Callable[[Box], Prompt]
+"""That of a part of the image, as scenes have one for every window."""
+
 
 @dataclass(frozen=True)
 class Request:
     """One image to sample.
 
-    `prompt` are indices that the transformer sees first: the condition's, or the start token. At
-    other sizes than the training's, scenes have a prompt for every window instead, `prompt_in`.
+    Attributes:
+        number: the sample's, within its label; with the seed, it decides the image.
+        condition: a prompt; one for each part of the image; or a map of indices, int64 (H, W).
+        label: the class, or the number of a scene's layout. Samples of one share no random numbers
+            with those of another, and do not depend on them.
+        known: indices that are kept, int64 (H, W), -1 at positions to sample.
     """
 
-    number: int  # the sample's (within its class); with the seed, it decides the image
-    prompt: tuple[int, ...] = ()
-    label: int | None = None  # the class; None for models without classes
-    # Instead of a prompt, a map of the condition's indices, int64 (H, W).
-    condition: Tensor | None = field(default=None, compare=False)
-    prompt_in: Callable[[Box], Sequence[int]] | None = field(default=None, compare=False)
-    # Indices that are kept, int64 (H, W), -1 at positions to sample.
+    number: int
+    condition: Prompt | PromptIn | Tensor = ()
+    label: int | None = None
     known: Tensor | None = field(default=None, compare=False)
 
     @property
     def stream(self) -> int:
-        """Which random numbers it uses: classes share none, and do not depend on each other."""
+        """Which random numbers it uses."""
         return (self.label or 0) * 2**32 + self.number
+
+    @property
+    def whole(self) -> Prompt | Tensor:
+        """The condition of the whole image."""
+        return self.condition(WHOLE) if callable(self.condition) else self.condition
+
+    @property
+    def prompt_in(self) -> PromptIn | None:
+        """The prompt of a part of the image, if parts differ in it."""
+        return self.condition if callable(self.condition) else None
+
+    def cut_to(self, height: int, width: int) -> Request:
+        """The request of an image of that size, with the map's corner and nothing that is known."""
+        cut = self.condition
+        cut = cut[:height, :width] if isinstance(cut, Tensor) else cut
+        return replace(self, condition=cut, known=None)
 
 
 def sampling_script(model: Net2NetTransformer) -> str:
@@ -129,7 +150,7 @@ def requests_for_labels(
         for number in range(num_samples):
             mine = (place * num_samples + number // block) % processes == rank
             if mine and number not in done:
-                yield Request(number, prompt, label, positions)
+                yield Request(number, prompt if positions is None else positions, label)
 
 
 def request_for_condition(
@@ -145,13 +166,13 @@ def request_for_condition(
     """
     if model.condition_kind == "none":
         return Request(number, (model.sos_token,), known=known)
-    if c is None and model.condition_kind == "coordinates":
-        return Request(number, condition=coordinate_map(model, shape), known=known)
+    if c is None and (positions := coordinate_map(model, shape)) is not None:
+        return Request(number, positions, known=known)
     if c is None:
         raise UserError(f"this model samples for a given '{model.cond_stage_key}'; give one")
     indices = condition_indices(model, c)[0].cpu()  # (n,), or (h, w)
     if indices.dim() == 2:
-        return Request(number, condition=indices, known=known)
+        return Request(number, indices, known=known)
     label = int(c[0]) if model.condition_kind == "class" else None
     return Request(number, tuple(indices.tolist()), label, known=known)
 
@@ -185,8 +206,7 @@ def requests_for_scene(
     def prompt_in(box: Box) -> tuple[int, ...]:
         return tuple(scene.tokens(builder, box).tolist())
 
-    prompt = prompt_in(WHOLE)
-    return [Request(n, prompt, number, prompt_in=prompt_in) for n in samples]
+    return [Request(n, prompt_in, number) for n in samples]
 
 
 def request_for_inputs(
@@ -197,6 +217,13 @@ def request_for_inputs(
         return request_for_condition(model, inputs.c, 0, inputs.shape, known)
     (request,) = requests_for_scene(inputs.scene, inputs.builder, inputs.number, [0])
     return replace(request, known=known)
+
+
+def conditions_of(requests: Sequence[Request]) -> Tensor:
+    """Those of the whole images: prompts int64 [B, n], of one length, or maps [B, H, W]."""
+    wholes = [request.whole for request in requests]
+    maps = [whole for whole in wholes if isinstance(whole, Tensor)]
+    return torch.stack(maps) if maps else torch.tensor(wholes)
 
 
 def known_of(requests: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:

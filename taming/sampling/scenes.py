@@ -81,6 +81,11 @@ def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
     return seeded.dataset
 
 
+def scene_name(number: int) -> str:
+    """What the scene of that number of a dataset is called."""
+    return f"{number:06}"
+
+
 def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     """The scene of that number of a `SeededDataset` of scenes, and its image [1, H, W, 3].
 
@@ -89,7 +94,7 @@ def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     dataset = scene_dataset(seeded)
     dataset.keys = ["image", "crop_bbox", "flipped"]
     item, annotations = seeded[number], list(dataset.annotations(number))
-    scene = Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
+    scene = Scene(scene_name(number), annotations, tuple(item["crop_bbox"]), item["flipped"])
     return scene, torch.from_numpy(item["image"])[None]
 
 

@@ -38,8 +38,11 @@ def trained_size(model: Net2NetTransformer) -> tuple[int, int]:
 
 def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int] | None:
     """(height, width) in tokens of a `size`, sides of which must be whole tokens; None of None."""
-    if size is None:
-        return None
+    return None if size is None else whole_tokens(model, size)
+
+
+def whole_tokens(model: Net2NetTransformer, size: Sides) -> tuple[int, int]:
+    """(height, width) in tokens of a `size`; see `whole_codes`."""
     return whole_codes(size, pixels_per_token(model), trained_shape(model))
 
 

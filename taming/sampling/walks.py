@@ -96,29 +96,14 @@ class Walk:
         path: np.ndarray = self._within(self.rank, corner).flatten().argsort()
         return path
 
-    def places_of(self, corner: Corner, path: np.ndarray) -> np.ndarray:
-        """Places of the image that are those of a window at `corner`."""
-        (top, left), (_, width), (_, w) = corner, self.layout.shape, self.layout.window
-        places: np.ndarray = (top + path // w) * width + left + path % w
-        return places
-
-    def in_window(self, corner: Corner, places: Sequence[int]) -> list[int]:
-        """Places of the image as those of a window at `corner`, by rows of the window."""
-        (top, left), (_, width), (_, w) = corner, self.layout.shape, self.layout.window
-        return [(place // width - top) * w + place % width - left for place in places]
-
     def visits(self, room: Room) -> Iterator[list[Visit]]:
         """What can be predicted at once, after what comes before it; each window at most once."""
         windows = _WindowsOfWalk(self, room)
         for ready in self._ready():
             together: dict[Corner, list[int]] = defaultdict(list)
             for place in ready:
-                together[self.corner(place)].append(place)
+                together[self.layout.corner_of(place)].append(place)
             yield windows.visits(together)
-
-    def corner(self, place: int) -> Corner:
-        """Of the window of a place."""
-        return self.layout.corner(*divmod(place, self.layout.shape[1]))
 
     def before(self, place: int) -> int:
         """How many codes of the image come before the step that samples a place."""
@@ -137,7 +122,9 @@ class Walk:
         ready: list[list[int]] = []
         for first, last in self._steps:
             places = self.order[first:last]
-            times = [int(self._within(when, self.corner(place)).max()) + 1 for place in places]
+            times = [
+                int(self._within(when, self.layout.corner_of(place)).max()) + 1 for place in places
+            ]
             for place, time in zip(places, times, strict=True):
                 when[divmod(place, self.layout.shape[1])] = time
                 ready.extend([] for _ in range(time - len(ready)))
@@ -170,7 +157,7 @@ class _WindowsOfWalk:
     def __init__(self, walk: Walk, room: Room) -> None:
         self.walk, self.room = walk, room
         first = len(walk.order) - walk.sampled
-        self._left = Counter(map(walk.corner, walk.order[first:]))  # places to predict
+        self._left = Counter(map(walk.layout.corner_of, walk.order[first:]))  # places to predict
         self._read: dict[Corner, int] = {}  # tokens, where keys and values are kept
 
     def visits(self, places: Mapping[Corner, Sequence[int]]) -> list[Visit]:
@@ -201,7 +188,7 @@ class _WindowsOfWalk:
         """How many tokens need not be read again: all but the last one, unless it was read for the
         place that really comes next."""
         path = self.walk.path(visit.corner)[visit.seen :]
-        (following,) = self.walk.places_of(visit.corner, path[:1])
+        (following,) = self.walk.layout.outside(visit.corner, path[:1])
         return self.room.condition + visit.seen - int(following != visit.places[0])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,21 @@ class Layout:
         """Upper left corner of the window of a position."""
         (height, width), (h, w) = self.shape, self.window
         return min(max(row - h // 2, 0), height - h), min(max(column - w // 2, 0), width - w)
+
+    def corner_of(self, place: int) -> Corner:
+        """The same of a place of the image by rows."""
+        return self.corner(*divmod(place, self.shape[1]))
+
+    def inside(self, corner: Corner, places: Sequence[int]) -> list[int]:
+        """Places of the image, by rows, as those of the window at `corner`, by rows of it."""
+        (top, left), (_, width), (_, w) = corner, self.shape, self.window
+        return [(place // width - top) * w + place % width - left for place in places]
+
+    def outside(self, corner: Corner, places: np.ndarray) -> np.ndarray:
+        """Places of the window at `corner`, by rows of it, as those of the image."""
+        (top, left), (_, width), (_, w) = corner, self.shape, self.window
+        of_image: np.ndarray = (top + places // w) * width + left + places % w
+        return of_image
 
     @classmethod
     def of(cls, shape: tuple[int, int], sides: tuple[int, int]) -> Layout:
@@ -75,6 +91,11 @@ class Layout:
             first = max(0, -(-(time - width + 1) // lag))  # rounded up: rows above are complete
             last = min(height - 1, time // lag)
             yield [(row, time - row * lag) for row in range(first, last + 1)]
+
+    def order(self) -> list[int]:
+        """The places of all positions, counted by rows, in the order of `steps`."""
+        width = self.shape[1]
+        return [row * width + column for step in self.steps() for row, column in step]
 
 
 def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taming.checkpoint import find_run, save_atomic
+from taming.checkpoint import Run, distinct_name, find_run, save_atomic
 from taming.errors import UserError
 from taming.published_models import RECORD
 
@@ -170,3 +170,16 @@ def test_configs_of_the_clone_are_nobodys(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert configs_of(tmp_path / "a.ckpt") == ["configs/own.yaml"]
     monkeypatch.setattr("taming.checkpoint.own_configs.shipped", tmp_path.joinpath)
     assert configs_of(tmp_path / "a.ckpt") == []
+
+
+def test_names_tell_runs_apart() -> None:
+    configs, taken = (Path("config.yaml"),), list[str]()
+    for folder, file, own in (
+        ("a", "last.ckpt", configs),
+        ("b/a", "epoch=1.ckpt", configs),
+        ("c/a", "epoch=1.ckpt", configs),
+        ("d/a", "epoch=1.ckpt", configs),
+        ("a", "lone.pt", ()),
+    ):
+        taken.append(distinct_name(Run(Path(folder), Path(folder, file), own), taken))
+    assert taken == ["a", "a epoch=1", "a epoch=1 (2)", "a epoch=1 (3)", "lone"]

@@ -124,7 +124,7 @@ def test_boxes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     canvas.answers["boxes canvas"] = lambda _: {"objects": [box]}
     page.run()
     sampled(page)
-    assert calls[0][0][0].prompt != calls[1][0][0].prompt
+    assert calls[0][0][0].condition != calls[1][0][0].condition
     for wrong, words in (
         ([{**box, "class": "dragon"}], "there is no class 'dragon'"),
         ([{**box, "box": [0.9, 0, 0.5, 1]}], "the box is"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from taming.command_line import from_flags, parse
 from taming.errors import UserError
@@ -32,7 +34,9 @@ from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.fidelity import ImageSet
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny
 from tests.kit.images import image_folder, write_images
@@ -186,6 +190,34 @@ def test_the_name_of_a_published_model_is_a_run(
     run = tiny_run(Path("logs/2021-04-03T19-39-50_cin_transformer"))
     (found,) = open_sets(sets, args, overrides, CPU)
     assert isinstance(found, RunSource) and found.run.folder == run
+
+
+def test_whatever_other_scripts_take_for_a_run_is_one(tmp_path: Path) -> None:
+    """Downloads and hubs' folders too; but weights among images are no run."""
+    run = tiny_run(tmp_path / "run")
+    whole = torch.load(run / "checkpoints" / "last.ckpt")["state_dict"]
+    state = {name: tensor.clone() for name, tensor in whole.items()}
+    (config,) = (run / "configs").iterdir()
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copy(config, tmp_path / name / "config.yaml")
+        return tmp_path / name
+
+    def opened(path: Path) -> ImageSet:
+        args, sets, overrides = parsed(str(path), "-n", "1")
+        return open_sets(sets, args, overrides, CPU)[0]
+
+    hub, cached, loose = folder("hub"), folder("cache/snapshots/1"), folder("loose")
+    for place in (hub, cached):
+        save_file(state, place / "model.safetensors")
+    torch.save(state, loose / "any name.pt")
+    for place in (run, hub, tmp_path / "cache", loose):
+        assert isinstance(found := opened(place), RunSource) and len(found) == 5
+    for place in (loose, hub):
+        write_images(place / "0", 2)
+    assert len(opened(loose)) == 2 and isinstance(opened(loose), FolderSource)
+    assert isinstance(opened(hub), RunSource)
 
 
 def test_networks_for_manifolds_are_a_flag_where_there_are_such_metrics() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from taming.checkpoint import HubName
+from taming.checkpoint import HubName, model_hashes
+from taming.evaluation.checkpoints import OwnWeights
 from taming.evaluation.model_card import Card, described_set, own_part, results_of
 from taming.weight_choice import WeightChoice
 
@@ -54,12 +57,12 @@ def test_results_of_several_checkpoints_are_the_own_ones(run: str, tmp_path: Pat
     """Whatever the folder is called, and whichever checkpoint of it was evaluated first."""
     numbers = {"X": {"l1": 0.75}, "X last": {"l1": 0.5, "images": 4}, "Y": {"l1": 0.25}}
     written(tmp_path, {"X": "epoch 3", "X last": "last", "Y": "other"}, numbers)
-    found, others = results_of(tmp_path, "last", WeightChoice())
+    found, others = results_of(tmp_path, OwnWeights("last", WeightChoice()))
     card = Card(HubName("me/x"), {"model": {"params": {}}}, run, 7, found)
     assert not others and values(card) == [("image-to-image", "l1", 0.5)]
     assert "l1" in card.text() and "0.75" not in card.text() and "0.25" not in card.text()
     assert "license" not in card.metadata() and "base_config" not in card.metadata()
-    assert results_of(tmp_path, "first", WeightChoice()) == ({}, ["evaluation/a.json"])
+    assert results_of(tmp_path, OwnWeights("first", WeightChoice())) == ({}, ["evaluation/a.json"])
 
 
 def test_tasks_are_those_of_the_results(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ def test_tasks_are_those_of_the_results(tmp_path: Path) -> None:
     for name, metrics in (("b", {"fid": 4.5}), ("c", {"fid": "nan"})):
         result = {"metrics": metrics, "protocol": {}, "sets": {"samples": {"kind": "run"}}, **NONE}
         (tmp_path / "evaluation" / f"{name}.json").write_text(json.dumps(result))
-    found, _ = results_of(tmp_path, "1", WeightChoice())
+    found, _ = results_of(tmp_path, OwnWeights("1", WeightChoice()))
     card = Card(HubName("me/x"), {"model": {"params": {"transformer_config": {}}}}, "X", 7, found)
     own = ("unconditional-image-generation", "fid", 4.5)
     assert len(found) == 3 and values(card) == [("image-to-image", "rfid", 2.5), own]
@@ -78,8 +81,8 @@ def test_tasks_are_those_of_the_results(tmp_path: Path) -> None:
 def test_a_reference_is_not_what_was_evaluated(tmp_path: Path) -> None:
     sets = {"samples": {"checkpoint_hash": "other"}, "reference": {"checkpoint_hash": "own"}}
     result = {"metrics": {"fid": 1.5}, "protocol": {}, "sets": sets, **NONE}
-    assert own_part(result, "own", WeightChoice()) is None
-    assert own_part(result, "other", WeightChoice()) == result
+    assert own_part(result, OwnWeights("own", WeightChoice())) is None
+    assert own_part(result, OwnWeights("other", WeightChoice())) == result
 
 
 @pytest.mark.parametrize(
@@ -101,9 +104,42 @@ def test_numbers_of_other_weights_of_the_same_file(
 ) -> None:
     about = {"checkpoint_hash": "1", **WeightChoice.parse(measured).describe()}
     result = {"metrics": {"l1": 0.5}, "protocol": about, "sets": {}, **NONE}
-    assert (own_part(result, "1", WeightChoice.parse(pushed)) is not None) is own
+    assert (own_part(result, OwnWeights("1", WeightChoice.parse(pushed))) is not None) is own
     part = result | {"protocol": about | WeightChoice.parse(measured, ["encoder"]).describe()}
-    assert own_part(part, "1", WeightChoice.parse(pushed)) is None
+    assert own_part(part, OwnWeights("1", WeightChoice.parse(pushed))) is None
+
+
+def test_images_of_a_folder_are_of_the_model_that_their_records_name() -> None:
+    """Also where the rest of a report is of these weights; others say nothing of them."""
+    parts = {"transformer": torch.nn.Linear(2, 3), "first_stage_model": torch.nn.Linear(3, 2)}
+    model = torch.nn.ModuleDict(parts)
+    weights = OwnWeights("1", WeightChoice(), model, {"target": "x"})
+    own = model_hashes(model, {"target": "x"})
+    lower = deepcopy(model)
+    lower["transformer"].to(torch.bfloat16)
+    halves = model_hashes(lower, {"target": "x"})
+    metrics = {
+        "l1": 0.5,
+        "samples": {"named": 1},
+        "by": {"samples": {"fid": 2}, "real": {"fid": 1}},
+    }
+    rest = {"l1": 0.5, "by": {"real": {"fid": 1}}}
+    made: Any
+    for made, is_own in (
+        ({**own, "dtype": "torch.float32"}, True),
+        ({**halves, "dtype": "torch.bfloat16"}, True),
+        ({**own, "weights": "0"}, False),
+        ({**own, "config": "0"}, False),
+        ({**own, "weights": "several"}, False),
+        (None, False),
+    ):
+        about = {"kind": "folder"} | ({"made_with": made} if made else {})
+        sets = {"samples": about, "reference": {"kind": "folder"}, "real": {"kind": "dataset"}}
+        report = {"metrics": metrics, "protocol": {"checkpoint_hash": "1"}, "sets": sets, **NONE}
+        part = own_part(report, weights)
+        assert part is not None and part["metrics"] == (metrics if is_own else rest)
+        of_images = {"metrics": {"fid": 1.5}, "protocol": {}, "sets": sets, **NONE}
+        assert (own_part(of_images, weights) == of_images) is (is_own or made is None)
 
 
 def test_what_is_no_result_is_left_out(tmp_path: Path) -> None:
@@ -111,5 +147,5 @@ def test_what_is_no_result_is_left_out(tmp_path: Path) -> None:
     result = {"metrics": {}, "protocol": {}, "sets": {"a": {"checkpoint_hash": "1"}}, **NONE}
     (tmp_path / "report" / "report.json").write_text(json.dumps(result))
     (tmp_path / "report.json").write_text("[1]")
-    assert results_of(tmp_path, "1", WeightChoice())[0].keys() == {"report/report.json"}
-    assert results_of(tmp_path, "2", WeightChoice()) == ({}, ["report/report.json"])
+    assert results_of(tmp_path, OwnWeights("1", WeightChoice()))[0].keys() == {"report/report.json"}
+    assert results_of(tmp_path, OwnWeights("2", WeightChoice())) == ({}, ["report/report.json"])

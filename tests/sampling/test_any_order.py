@@ -97,7 +97,7 @@ def test_each_code_has_its_conditional_given_all_before_it(
         for group in groups_of(settings, order[0].tolist(), kept):
             share = done / 16
             for n, place in enumerate(group):
-                prompt = torch.tensor([[request.prompt[0]], [23]])[:copies]
+                prompt = torch.tensor([[request.condition[0]], [23]])[:copies]
                 read = torch.cat((prompt, ordered[:, :done].repeat(copies, 1)), dim=1)
                 path = path_of(order, 1)[:, : done + 1]
                 path = torch.cat((path, torch.tensor([[1 + place]])), dim=1).repeat(copies, 1)
@@ -124,7 +124,7 @@ def test_annealed_models_go_row_by_row_and_read_what_is_kept_at_its_place(
         expected = request.known.flatten().clone()
         for place in range(16):
             if expected[place] < 0:
-                read = torch.cat((torch.tensor(request.prompt), expected[:place]))[None]
+                read = torch.cat((torch.tensor(request.condition), expected[:place]))[None]
                 path = path_of(rows, 1)[:, : place + 2]
                 logits = annealed.transformer(read, path=path)[0][:, -1, :20]
                 expected[place] = SampleSettings().pick(logits, uniform[row, place][None])[0]
@@ -222,7 +222,7 @@ def filled_in(model: Any, request: Request, settings: SampleSettings, seed: int)
     turns = min(asked, masked)
     for turn, left in enumerate(left_after(masked, turns, settings.step_schedule)):
         read = codes.where(codes >= 0, torch.tensor(23))
-        prompts = [request.prompt[0], 23][: 2 if settings.guided else 1]
+        prompts = [request.condition[0], 23][: 2 if settings.guided else 1]
         rows = [torch.cat((torch.tensor([prompt]), read)) for prompt in prompts]
         logits = model.transformer(torch.stack(rows))[0][:, 1:, :20]  # (copies, 16, V)
         done = int((codes >= 0).sum()) / 16

@@ -93,10 +93,10 @@ def condition_of(request: Request, box: tuple[int, int, int, int], shape: Shape)
     """Tokens of the condition in a window (top, left, height, width), and their positions in
     training."""
     top, left, h, w = box
-    if request.condition is not None:
+    if isinstance(request.condition, Tensor):
         part = request.condition[top : top + h, left : left + w].flatten().tolist()
         return part, [row * 4 + column for row in range(h) for column in range(w)], 16
-    prompt = list(request.prompt)
+    prompt = list(request.whole)
     if request.prompt_in is not None:
         height, width = shape
         prompt = list(request.prompt_in((left / width, top / height, w / width, h / height)))
@@ -171,14 +171,14 @@ def test_images_of_every_size(model: Any, shape: Shape) -> None:
             assert torch.equal(got, plain_loop(model, request, shape, settings))
 
 
-def prompt_in(box: Box) -> list[int]:
+def prompt_in(box: Box) -> tuple[int, ...]:
     """Tokens that tell where the window is, as scenes have them."""
-    return [int(19 * side) for side in box]
+    return tuple(int(19 * side) for side in box)
 
 
 CONDITIONS = {
-    "map": lambda shape: {"condition": torch.randint(23, shape)},
-    "scene": lambda shape: {"prompt": tuple(prompt_in((0, 0, 1, 1))), "prompt_in": prompt_in},
+    "map": lambda shape: torch.randint(23, shape),
+    "scene": lambda shape: prompt_in,
 }
 
 
@@ -189,7 +189,7 @@ def test_conditions_move_with_the_window(kind: str, shape: Shape) -> None:
     torch.manual_seed(0)
     for settings in (SampleSettings(), SampleSettings(guidance=2.0, steps=4)):
         requests = [
-            Request(n, known=known, **CONDITIONS[kind](shape))
+            Request(n, CONDITIONS[kind](shape), known=known)
             for n, known in enumerate((holes((5, 7))[: shape[0], : shape[1]],) * 2)
         ]
         got = codes_of(model, requests, settings, shape=shape)
@@ -276,8 +276,7 @@ def test_by_rows_codes_of_smaller_images_stand_where_they_did_in_training(
     config = transformer_config({**SMALL, **gpt}, order="annealed", cond_drop=0.1)
     annealed = instantiate_from_config(config).eval().requires_grad_(False)
     annealed.load_state_dict(model.state_dict())
-    given = {"condition": torch.randint(20, shape)} if kind == "map" else {"prompt": (3,)}
-    request = Request(5, **given)
+    request = Request(5, torch.randint(20, shape) if kind == "map" else (3,))
     got = codes_of(annealed, [request], shape=shape)
     by_rows = SampleSettings(order="raster")
     assert torch.equal(got[0], plain_loop(model, request, shape, by_rows))
@@ -292,7 +291,7 @@ def test_a_window_as_large_as_training_is_the_way_without_windows(model: Any) ->
         for settings in SETTINGS:
             expected = codes_of(model, with_hole, settings)
             copies = 2 if settings.guided else 1
-            prompts = torch.tensor([request.prompt for request in requests])
+            prompts = torch.tensor([request.whole for request in requests])
             prompts = torch.cat((prompts, torch.full_like(prompts, NULL)))[: copies * 4]
             streams = [request.stream for request in requests]
             chance = Chance(settings, 20, 0, streams, length=16, device=CPU)
@@ -398,10 +397,10 @@ def test_a_gpt_alone_is_sampled_in_the_same_way(model: Any) -> None:
         ({}, {"steps": 31}, "steps is 31, but the image has 30 codes"),
         ({}, {"order": tuple(range(16))}, "order has 16 places, and the image 30"),
         ({"condition": torch.zeros(4, 6, dtype=torch.long)}, {}, "must be a map .B, 5, 6. or a"),
-        ({"prompt": (1, 2, 3)}, {}, "a sequence of 18 tokens, but .* block_size is 16"),
-        ({"prompt": ()}, {}, "the condition is empty"),
+        ({"condition": (1, 2, 3)}, {}, "a sequence of 18 tokens, but .* block_size is 16"),
+        ({"condition": ()}, {}, "the condition is empty"),
         ({"known": torch.zeros(4, 6, dtype=torch.long)}, {}, "the known indices are .4, 6., but"),
-        ({"prompt": (24,)}, {}, "tokens from 24 to 24"),
+        ({"condition": (24,)}, {}, "tokens from 24 to 24"),
     ],
 )
 def test_what_does_not_fit(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from taming.data.tools.extraction import depth_picture
 from taming.errors import DamagedImage, UserError
@@ -70,7 +71,7 @@ def test_classes() -> None:
     model = tiny_model()
     c = read_condition(model, "3", (8, 8))
     request = request_for_condition(model, c, 2, (4, 4))
-    assert (request.prompt, request.label, request.number) == ((3,), 3, 2)
+    assert (request.condition, request.label, request.number) == ((3,), 3, 2)
     for wrong in ("5", "-1", "cat"):
         with pytest.raises(UserError, match=f"a class, 0 to 4, not '{wrong}'"):
             read_condition(model, wrong, (8, 8))
@@ -80,7 +81,7 @@ def test_classes() -> None:
 
 def test_no_condition() -> None:
     model = tiny_model(transformer_config(cond_stage_config="__is_unconditional__", sos_token=2))
-    assert request_for_condition(model, None, 0, (4, 4)).prompt == (2,)
+    assert request_for_condition(model, None, 0, (4, 4)).condition == (2,)
 
 
 def test_label_maps(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_label_maps(tmp_path: Path) -> None:
     c = read_condition(model, save(tmp_path / "labels.png", labels), (8, 8))
     assert torch.equal(c[0].argmax(0), torch.from_numpy(labels))
     request = request_for_condition(model, c, 0, (4, 4))
-    assert request.condition is not None
+    assert isinstance(request.condition, Tensor)
     assert request.condition.shape == (4, 4)
     colors = np.zeros((8, 8, 3))
     for name, values, size, message in (

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from taming.data.helper_types import WHOLE
 from taming.errors import UserError
 from taming.kernel_choice import KERNELS, PACKED
 from taming.modules.packed_weight import PackedWeight
@@ -310,15 +311,15 @@ def test_windows_of_scenes_have_prompts_of_their_own() -> None:
         seen.append(box)
         return (3,)
 
-    scene = Request(0, (1,), 1, prompt_in=prompt_in)
+    scene = Request(0, prompt_in, 1)
     sample = next(sample_images(model, [scene], shape=(6, 8)))
     other = next(sample_images(model, [Request(0, (3,), 1)], shape=(6, 8)))
     assert torch.equal(sample.indices, other.indices)
     boxes = {(left / 8, top / 6, 4 / 8, 4 / 6) for left in range(5) for top in range(3)}
-    assert set(seen) == boxes
+    assert set(seen) == boxes | {WHOLE}
     seen.clear()
     next(sample_images(model, [scene]))
-    assert not seen
+    assert set(seen) == {WHOLE}
     guided, settings = tiny_model(transformer_config(cond_drop=0.1)), SampleSettings(guidance=3.0)
     pair = (
         next(sample_images(guided, [request], settings, shape=(4, 8))).indices

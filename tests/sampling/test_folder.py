@@ -12,7 +12,14 @@ from PIL.PngImagePlugin import PngInfo
 from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling import Sample, SampleSettings
-from taming.sampling.folder import RECORD, FolderWriter, SampleFolder, make_record
+from taming.sampling.folder import (
+    RECORD,
+    FolderWriter,
+    SampleFolder,
+    filling,
+    make_record,
+    record_of,
+)
 from taming.sampling.plan import SamplingJob, SamplingPlan
 from tests.kit.models import tiny_model
 
@@ -105,6 +112,9 @@ def test_where_batches_decide_a_folder_keeps_its_size(tmp_path: Path) -> None:
     plan = SamplingPlan(num_samples=9, dtype=torch.bfloat16)
     job = SamplingJob(plan, tiny_model(), [1, 2], batch_size=25)
     folder = SampleFolder(tmp_path, RECORDED)
+    (tmp_path / "1").mkdir()
+    for name in ("._000000.png", "000.png", "a.png"):  # of file managers, and of people
+        (tmp_path / "1" / name).write_bytes(b"no picture")
     assert folder.goes_on_with(job) == job and folder.record["batch_size"] == 25
     SampleFolder(tmp_path, {**RECORDED, "batch_size": 3}).save(sample(0, label=2))
     assert folder.goes_on_with(job) == replace(job, batch_size=3)
@@ -122,6 +132,22 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="No space left on device"):
         SampleFolder(tmp_path, RECORDED).save(sample(0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_classes_is_filled_by_one_command(tmp_path: Path) -> None:
+    folder = SampleFolder(tmp_path / "samples", RECORDED)
+    with filling(folder, torch.float32, 4, 3) as going:
+        assert (going.missing, going.batch_size, going.filled) == ([0, 1, 2], 4, False)
+        going.save(sample(1, label=3), condition_hash="c")
+        with pytest.raises(UserError, match="another process is writing to"):
+            with filling(SampleFolder(folder.root, RECORDED), torch.float32, 4, 3):
+                raise AssertionError("the block must not start")
+    assert record_of(folder.root / "000001.png")["condition_hash"] == "c"
+    with pytest.raises(UserError, match="is a file, not a folder; choose another --outdir"):
+        with filling(SampleFolder(folder.root / "000001.png", {}), torch.float32, 4, 3):
+            raise AssertionError("the block must not start")
+    with filling(folder, torch.bfloat16, 4, 3) as going:
+        assert (going.missing, going.batch_size, going.filled) == ([0, 2], 3, True)
 
 
 def test_a_second_command_is_told_of_the_first(tmp_path: Path) -> None:

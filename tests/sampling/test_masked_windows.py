@@ -14,7 +14,6 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules.transformer.orders import left_after
 from taming.sampling import Progress, Request, SampleSettings, masked_windows, uniforms
-from taming.sampling.windows import Box
 from tests.kit.models import transformer_config
 from tests.sampling.test_any_order_windows import codes_of, holes, prompt_in
 from tests.support import fill_by_name
@@ -48,12 +47,12 @@ def window_of(at: int, length: int, side: int) -> int:
 
 def condition_of(request: Request, box: tuple[int, int, int, int], shape: Shape) -> list[int]:
     top, left, h, w = box
-    if request.condition is not None:
+    if isinstance(request.condition, Tensor):
         return request.condition[top : top + h, left : left + w].flatten().tolist()
     if request.prompt_in is not None:
         (height, width) = shape
         return list(request.prompt_in((left / width, top / height, w / width, h / height)))
-    return list(request.prompt)
+    return list(request.whole)
 
 
 def logits_at(model: Any, request: Request, codes: Tensor, place: tuple[int, int]) -> Tensor:
@@ -70,7 +69,7 @@ def logits_at(model: Any, request: Request, codes: Tensor, place: tuple[int, int
     read = torch.tensor(rows)
     before = read.shape[1] - 16
     gpt = model.transformer
-    if request.condition is not None:  # a map has the positions of one of training
+    if isinstance(request.condition, Tensor):  # a map has the positions of one of training
         places = [y * 4 + x for y in range(h) for x in range(w)] + list(range(16, 32))
         x = gpt.tok_emb(read) + gpt.pos_emb[0, places]
         for block in gpt.blocks:
@@ -125,11 +124,8 @@ def test_every_step_predicts_from_windows(
 def test_conditions_move_with_the_windows(kind: str, shape: Shape) -> None:
     model = make(block_size=32 if kind == "map" else 20)
     torch.manual_seed(0)
-    given: dict[str, Any] = {"condition": torch.randint(23, shape)}
-    if kind == "scene":
-        box: Box = (0, 0, 1, 1)
-        given = {"prompt": tuple(prompt_in(box)), "prompt_in": prompt_in}
-    request = Request(3, known=holes((5, 7))[: shape[0], : shape[1]], **given)
+    condition: Any = prompt_in if kind == "scene" else torch.randint(23, shape)
+    request = Request(3, condition, known=holes((5, 7))[: shape[0], : shape[1]])
     settings = SampleSettings(guidance=3.0)
     got = codes_of(model, [request], settings, shape=shape)
     assert torch.equal(got[0], written_out(model, request, shape, settings))
@@ -164,7 +160,7 @@ def test_samples_do_not_depend_on_batches_and_memory(
 def test_what_does_not_fit(model: Any) -> None:
     request = Request(0, (3,), 3)
     for given, message in (
-        ({"prompt": (1, 2, 3)}, "a sequence of 19 tokens, but .* block_size is 17"),
+        ({"condition": (1, 2, 3)}, "a sequence of 19 tokens, but .* block_size is 17"),
         ({"condition": torch.zeros(4, 6, dtype=torch.long)}, "must be a map .B, 5, 6. or a"),
     ):
         with pytest.raises(UserError, match=message):

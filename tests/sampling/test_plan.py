@@ -80,6 +80,7 @@ def test_descriptions_are_json() -> None:
         base=("a.yaml",),
         overrides=("b=1",),
         dtype=torch.bfloat16,
+        batch_size=8,
     )
     described = plan.describe()
     assert json.loads(json.dumps(described)) == described
@@ -103,6 +104,7 @@ def test_descriptions_are_json() -> None:
         "base": ["a.yaml"],
         "overrides": ["b=1"],
         "precision": "bfloat16",
+        "batch_size": 8,
     }
     assert SamplingPlan().describe() == {
         **settings,
@@ -166,6 +168,11 @@ def test_rejection_takes_whole_groups() -> None:
     assert job(0, 2).of_few_samples().batch_size == 15
     assert replace(job(0, 2), score=None).of_few_samples().batch_size == 3
     assert replace(job(0, 4), score=None).of_few_samples().batch_size == 2
+    # In bf16 it decides samples, and the number of processes does not.
+    for share in ((0, 1), (0, 4)):
+        alone = replace(job(*share), score=None)
+        halves = replace(alone, plan=replace(alone.plan, dtype=torch.bfloat16))
+        assert halves.of_few_samples().batch_size == 6
 
 
 def test_jobs_share_a_plan() -> None:

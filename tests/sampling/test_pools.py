@@ -154,7 +154,28 @@ def test_an_interrupted_pool_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     drawn = {number for model in models for label, number in model.drawn if label == 3}
     best = {candidate for _, _, candidate in EXPECTED[:4]} & scored.keys()
     assert best and drawn & scored.keys() == best
-    assert list(tmp_path.iterdir()) == []  # nothing is left of finished pools
+    files.delete(POOLS[1:])
+    assert files.load(POOLS[0]).keys() == set(POOLS[0].candidates) and not files.load(POOLS[1])
+    files.delete(POOLS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_handed_on_and_not_written_is_not_scored_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command may be stopped before the first sample of a pool, or the last, is on the disk."""
+    files, counted = ScoreFiles(tmp_path, "key"), []
+
+    def now_and_then() -> None:
+        counted.append(len(counted) % 20)
+        monkeypatch.setattr(pools, "SAVE_EVERY", 0 if counted[-1] == 9 else 1e9)
+
+    given = iter(PoolSampler(POOLS, Model(), score, files=files, on_candidate=now_and_then))
+    for _ in range(5):  # the whole first pool, and one of the second
+        next(given)
+    again = Model()
+    assert found(PoolSampler(POOLS, again, score, files=files)) == EXPECTED
+    assert len(again.drawn) == 4 + 4 + 50 + 50
 
 
 def test_a_pool_whose_scores_are_all_there(tmp_path: Path) -> None:

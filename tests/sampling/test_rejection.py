@@ -52,7 +52,7 @@ def test_larger_pools() -> None:
 
 def test_candidates_of_what_is_missing() -> None:
     wanted = [Request(n, (7,), 7) for n in (0, 2, 3)]
-    wider = [(r.label, r.number, r.prompt) for r in candidates(wanted, Group(2, 5))]
+    wider = [(r.label, r.number, r.condition) for r in candidates(wanted, Group(2, 5))]
     assert wider == [(7, n, (7,)) for n in range(10)]
     assert [r.number for r in candidates(wanted[1:], Group(2, 5))] == [5, 6, 7, 8, 9]
     classes = [Request(0, (label,), label) for label in (7, 8)]

@@ -16,6 +16,7 @@ from taming.evaluation.metrics.accuracy import load_classifier
 from taming.pictures import to_uint8, to_values
 from taming.sampling import Sample, SampleSettings
 from taming.sampling.plan import SamplingJob, SamplingPlan
+from taming.sampling.pools import ScoreFiles
 from taming.sampling.rejection import Classifier
 from tests.kit.models import tiny_model
 
@@ -92,6 +93,29 @@ def test_groups_and_pools_of_their_size_are_the_same() -> None:
 
     by_group, by_pool = chosen("group"), chosen("5")
     assert by_group == by_pool and len(by_group) == 10
+
+
+def test_what_is_sampled_is_said_and_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the best of an interrupted pool are made once more; not at all where nobody is
+    told."""
+    asked: list[int | None] = []
+
+    def finished(label: int | None) -> set[int]:
+        asked.append(label)
+        return set()
+
+    for shape, lines, counted in (((5, 4), 1, 4), (None, 0, 2)):
+        asked.clear()
+        own = replace(job(), plan=replace(job().plan, reject_pool="5"), shape=shape)
+        files = ScoreFiles(tmp_path, str(shape))
+        for pool in own.pools(finished)[::2]:
+            files.save(pool, 0, dict.fromkeys(pool.candidates, 0.5))
+        asked.clear()
+        assert len(list(own.samples(finished, scores=files))) == 10
+        assert capsys.readouterr().out.count("tokens for each of") == lines
+        assert len(asked) == counted  # of each label once for its pools, and once for the line
 
 
 def test_processes_have_equal_parts_of_the_work() -> None:

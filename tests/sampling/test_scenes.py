@@ -64,13 +64,13 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     (request,) = requests_for_scene(scene, builder, 4, [2])
     assert (request.number, request.label) == (2, 4)
     assert request.prompt_in is not None
-    assert request.prompt == request.prompt_in((0.0, 0.0, 1.0, 1.0))
+    assert request.whole == request.prompt_in((0.0, 0.0, 1.0, 1.0))
     lower_right = request.prompt_in((0.5, 0.5, 0.5, 0.5))
     objects, _crop = builder.inverse_build(builder.build_in_order(scene.annotations))
     seen, window = builder.inverse_build(scene.tokens(builder, (0.5, 0.5, 0.5, 0.5)))
     assert len(seen) < len(objects)
     assert window == pytest.approx((0.5, 0.5, 0.5, 0.5), abs=0.05)
-    assert len(lower_right) == len(request.prompt)
+    assert len(lower_right) == len(request.whole)
 
 
 def test_windows_of_a_mirrored_scene_see_the_other_side(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def test_the_worked_example() -> None:
     ]
     assert [(v.corner, v.seen, v.places, v.before) for v in second] == [((0, 1), 2, (2,), 4)]
     assert walk.path((0, 1)).tolist() == [0, 2, 1]
-    assert walk.places_of((0, 1), walk.path((0, 1))).tolist() == [1, 3, 2]
-    assert walk.in_window((0, 1), [3, 2]) == [2, 1]
+    assert walk.layout.outside((0, 1), walk.path((0, 1))).tolist() == [1, 3, 2]
+    assert walk.layout.inside((0, 1), [3, 2]) == [2, 1]
 
 
 @pytest.mark.parametrize("steps", [None, 1, 5])
@@ -47,7 +47,7 @@ def test_a_window_is_read_on_when_all_before_its_places_is_there(
     for visits in walk.visits(Room(1, 1, kept)):
         assert len({visit.corner for visit in visits}) == len(visits)
         for visit in visits:
-            path = walk.places_of(visit.corner, walk.path(visit.corner)).tolist()
+            path = walk.layout.outside(visit.corner, walk.path(visit.corner)).tolist()
             assert set(path[: visit.seen]) <= there
             # All codes of earlier steps, and none of the own.
             assert set(path[: visit.seen]) == {p for p in path if order.index(p) < visit.before}

@@ -99,11 +99,21 @@ def test_evaluations_fill_their_last_batch(
         else:
             flags = ("--extractor", "tests.kit.extractor:TinyExtractor", "-N", "5")
             source = replace(Job([*words, *flags, "--device", "cpu"]).samples, dtype=dtype)
+        keys = set()
         for batch_size, expected in ((3, 3), (25, 5)):
             noted.clear()
-            made = [image.index for images in source.batches(batch_size) for image in images]
+            if kind == "items":
+                source.plan = replace(source.plan, batch_size=batch_size)
+            else:
+                source = replace(source, batch_size=batch_size)
+            halves = dtype == torch.bfloat16
+            # In bf16 the images are those of the source's own batches, whatever a runner takes.
+            asked = 2 if halves else batch_size
+            made = [image.index for images in source.batches(asked) for image in images]
             assert sorted(made) == [0, 1, 2, 3, 4]
-            assert set(noted) == {(expected, dtype == torch.bfloat16)}
+            assert set(noted) == {(expected, halves)}
+            keys.add(source.content_key())
+        assert len(keys) == (2 if halves else 1)
 
 
 def test_in_float32_they_do_not(tmp_path: Path) -> None:

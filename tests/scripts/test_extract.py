@@ -19,6 +19,7 @@ from taming.data.condition_maps import Depth, ImageMap
 from taming.data.files.images import PLAIN, Reading, read_rgb
 from taming.data.tools.extraction import (
     NetworkOptions,
+    Report,
     depth_of,
     depth_picture,
     extract,
@@ -69,10 +70,13 @@ def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(
     args = ["--images", f"{tmp_path}/images", "--output", f"{tmp_path}/depth", "--device", "cpu"]
     args += ["--model", f"{tmp_path}/net.py", "--entry", "brightness"]
     first = run("extract_depth.py", *args)
-    assert "2 written, 0 were there already, 1 images could not be read" in first.output
-    assert "bad.jpg cannot be read" in first.output
+    assert "2 written, 0 were there already, 1 image could not be read" in first.output
+    assert first.code == 1 and first.output.count("bad.jpg cannot be read") == 1
     (tmp_path / "depth/a.png").unlink()
-    assert "1 written, 1 were there already" in run("extract_depth.py", *args).output
+    again = run("extract_depth.py", *args)
+    assert "1 written, 1 were there already" in again.output and again.code == 1
+    (tmp_path / "images/bad.jpg").unlink()
+    assert run("extract_depth.py", *args).code == 0
     depth = Depth().read(str(tmp_path / "depth/in/b.png"))
     assert depth.shape == (40, 60) and depth[0, 0] == -1 and depth[-1, -1] > 0.8
 
@@ -233,8 +237,9 @@ def test_published_networks_and_imagenets_folders(
     def load(options: NetworkOptions, device: torch.device, **pretrained: Any) -> None:
         loaded.append((options.model, options.entry, pretrained))
 
-    def noted(*folders: Any, upright: bool = True) -> None:
+    def noted(*folders: Any, upright: bool = True) -> Report:
         read.append((*map(str, folders[1:3]), upright))
+        return Report()
 
     for script in (extract_depth, extract_segmentation):
         monkeypatch.setattr(script, "load_network", load)
@@ -275,8 +280,8 @@ def test_images_of_one_name_are_refused_before_one_map_replaces_another(
     assert "has b/a.jpg and b/a.png, whose maps would both be b/a.png" in capsys.readouterr().err
 
 
-def test_weights_are_a_file_of_the_network_s(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_weights_are_a_file_of_the_network_s_and_damaged_images_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(tmp_path / "images/a.png", 32, 32)
     (tmp_path / "net.py").write_text(NETWORK)
@@ -285,5 +290,16 @@ def test_weights_are_a_file_of_the_network_s(
     for name, weights in (("one", []), ("two", ["--weights", str(tmp_path / "w.pt")])):
         output = ["-o", str(tmp_path / name), "--entry", "brightness"]
         extract_depth.main([*files, *output, *weights])
+    write_image(tmp_path / "images/b.png", 32, 32)
+    truncate(tmp_path / "images/b.png")
+    maps = str(tmp_path / "labels")
+    for main, place in ((extract_depth.main, ["-o", maps]), (extract_segmentation.main, [maps])):
+        monkeypatch.setattr(extract_segmentation, "labels_of", lambda _, x, __: x[..., 0])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*files, *place, "--entry", "brightness"])
+        said = capsys.readouterr()
+        assert stop.value.code == 1 and said.err.count("b.png") == 1
+        assert "1 image could not be read" in said.out
     made = [(tmp_path / name / "a.png").read_bytes() for name in ("one", "two")]
     assert made[0] != made[1]

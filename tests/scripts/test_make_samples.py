@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from scripts.make_samples import main
+from taming.errors import DamagedImage
 from taming.sampling import SampleSettings, items, sample_images
 from taming.sampling.conditions import read_picture
 from taming.sampling.folder import RECORD
@@ -32,13 +34,15 @@ SEGMENTED = {
 class Pictures(Dataset[dict[str, Any]]):
     """Random images with every kind of condition; the last is wider, and no whole tokens."""
 
-    def __init__(self, count: int = 3) -> None:
-        self.count = count
+    def __init__(self, count: int = 3, damaged: Sequence[int] = ()) -> None:
+        self.count, self.damaged = count, damaged
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.damaged:
+            raise DamagedImage(f"image {index} is damaged; replace it")
         generator = torch.Generator().manual_seed(index)
         width = 13 if index == 2 else 8
         pictures = torch.rand(2, 8, width, 3, generator=generator) * 2 - 1
@@ -154,6 +158,24 @@ def test_data_that_have_changed_are_other_conditions(
     with pytest.raises(SystemExit):
         make(run, data, tmp_path / "out")
     assert "000001.png was sampled with another condition" in capsys.readouterr().err
+
+
+def test_damaged_images_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml", 4)
+    whole = make(run, data, tmp_path / "whole") / "samples"
+    for damaged, new in (("[0,2]", 2), ("[0,3]", 1)):  # the latter has a sample of before
+        with pytest.raises(SystemExit) as stop:
+            make(run, data, tmp_path / "out", f"data.params.validation.params.damaged={damaged}")
+        said = capsys.readouterr()
+        assert stop.value.code == 1 and "left out: image 0 is damaged; replace it" in said.err
+        assert "2 images could not be used; all others were" in said.err
+        assert f"({new} of them new)" in said.out
+    made = sorted((tmp_path / "out" / whole.parent.name / "samples").iterdir())
+    assert [path.stem for path in made] == ["000001", "000002", "000003"]
+    for path in made:
+        assert path.read_bytes() == (whole / path.name).read_bytes()
 
 
 def test_greedy_samples_are_the_models(tmp_path: Path) -> None:

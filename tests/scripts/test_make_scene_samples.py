@@ -16,9 +16,11 @@ from taming.data.seeding import SeededDataset
 from taming.sampling import SampleSettings, sample_images
 from taming.sampling.arguments import DataArguments, SampleArguments
 from taming.sampling.folder import RECORD
+from tests.kit.images import truncate
 from tests.kit.models import scene_config, transformer_config
 from tests.kit.runs import tiny_run
-from tests.kit.scenes import OPTIONS, coco_content, write_coco
+from tests.kit.scenes import OPTIONS, coco_content, scene_run, write_coco
+from tests.kit.scenes import write_scenes as write_example_scenes
 
 SCENES = scene_config(block_size=32)
 
@@ -151,9 +153,31 @@ def test_as_many_layouts_of_the_data_as_are_wanted(tmp_path: Path) -> None:
             sampling=SampleArguments(settings=SampleSettings()),
             num_layouts=count,
         )
-        count, layouts = script.scenes(own, data)
-        assert count == len(list(layouts)) == made
+        layouts = script.scenes(own, data)
+        assert len(layouts.names) == len(list(layouts)) == made
+        assert layouts.names == [scene.name for _, (scene, _) in layouts]
     assert own.size == (256, 256) and own.samples_per_layout == 4
+
+
+def test_damaged_images_are_left_out_and_what_is_there_is_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scene_run(write_example_scenes(tmp_path / "data", 3))
+    image = tmp_path / "data/data/coco_annotations/val2017/000000000002.jpg"
+    content = image.read_bytes()
+    truncate(image, 0.6)
+    words = ["-r", str(run), "--outdir", str(tmp_path / "out"), "--device", "cpu"]
+    words += ["-R", "8,10", "-N", "2"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and f"left out: {image}" in said.err and "(4 new" in said.out
+    image.write_bytes(content)
+    (tmp_path / "out/7_100_1.0/samples/000002/000001.png").unlink()
+    main(words)
+    said = capsys.readouterr()
+    assert "for each of 3 images" in said.out and "(3 new" in said.out
+    assert "3/3" in said.err and "/6" not in said.err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
-from taming.sampling import rejection
+from taming.sampling import pools, rejection
 from taming.sampling.folder import RECORD, FolderWriter
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -302,6 +302,7 @@ def test_the_best_of_a_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rejection, "SCORED", 2)
+    monkeypatch.setattr(pools, "SAVE_EVERY", 0)
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")

@@ -29,6 +29,7 @@ from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orient
 from taming.errors import UserError, absence, interruptible
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 from taming.user_files import file_version, regular, with_home
+from taming.words import counted
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -175,7 +176,7 @@ class Report:
     bad: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        unread = f"{len(self.bad)} images could not be read"
+        unread = f"{counted(len(self.bad), 'image')} could not be read"
         return f"{self.written} written, {self.already} were there already, {unread}"
 
 
@@ -217,7 +218,7 @@ def extract(
 
     `picture_of` makes the map of an image uint8 (H, W, 3), which stands `upright` as its EXIF data
     say. The file has the image's own orientation: whether both are turned or neither, they fit.
-    An interrupted call can be repeated. Images that cannot be read are logged and left out.
+    An interrupted call can be repeated. Images that cannot be read are left out, see `Report`.
     """
     report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
@@ -229,7 +230,6 @@ def extract(
             pixels, orientation = read_with_orientation(path)
         except BadImage as error:
             report.bad.append(f"{path} {error}")
-            log.warning("skipped: %s", report.bad[-1])
             continue
         if upright and orientation != 1:
             made = np.asarray(picture_of(turned(pixels, orientation)))

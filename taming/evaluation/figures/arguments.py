@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from taming.atomic_files import atomic_path, check_place
-from taming.checkpoint import Run, find_run
+from taming.checkpoint import Run, distinct_name, find_run
 from taming.command_line import Parser, flag
 from taming.evaluation.arguments import make_parser
 from taming.evaluation.checkpoints import describe_checkpoint
@@ -63,11 +63,7 @@ class RunsArguments:
         found: dict[str, Run] = {}
         for path in self.resume:
             run = find_run(path)
-            name = run.folder.resolve().name
-            if name in found:
-                name = f"{name} {run.checkpoint.stem}"
-            copies = sum(other == name or other.startswith(f"{name} (") for other in found)
-            found[f"{name} ({copies + 1})" if copies else name] = run
+            found[distinct_name(run, found)] = run
         return found
 
     def of(self, run: Run, overrides: Sequence[str] = ()) -> RunArguments:

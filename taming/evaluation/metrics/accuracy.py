@@ -18,6 +18,7 @@ from taming.evaluation.sources.images import SourceImage, State, indices_and_lab
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
 from taming.shipped import script
+from taming.user_files import name_and_file
 
 Probabilities = Callable[[Tensor], Tensor]
 """uint8 (B, 3, H, W) -> probabilities (B, classes)."""
@@ -100,7 +101,7 @@ def load_classifier(name: str, device: torch.device) -> LoadedClassifier:
 
     Raises UserError for an unknown name, or weights that are not there or do not fit.
     """
-    kind, _, file = name.partition(":")
+    kind, file = name_and_file(name)
     description: dict[str, Any] = {"classifier": kind}
     if kind != "small":
         probabilities, preprocessing = _torchvision_classifier(name, device)

@@ -18,10 +18,9 @@ from taming.evaluation.sources.images import (
     SIZES_LOOKED_AT,
     ImageSource,
     SourceImage,
-    common_size,
     key_of,
 )
-from taming.evaluation.sources.resize import Size
+from taming.evaluation.sources.resize import Size, common_size
 from taming.evaluation.sources.run import RunSource
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
@@ -62,7 +61,7 @@ def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) ->
 class ConditionedRunSource(KeptItems, RunSource):
     """One sample for each of the first `num_samples` items of the run's data, at their sizes.
 
-    They equal those of scripts/make_samples.py with the same settings.
+    They equal those of scripts/make_samples.py with the same settings, in bf16 also the batch size.
 
     Raises UserError if there is no such run or no such data, or for flags of classes.
     """
@@ -126,7 +125,7 @@ class ConditionedRunSource(KeptItems, RunSource):
             items,
             lambda i: request_for_condition(model, i.c, i.number, i.shape),
             plan.settings,
-            batch_size=min(batch_size, len(self)),
+            batch_size=min(plan.at_once(batch_size), len(self)),
             seed=plan.seed,
             compiled=plan.compiled,
             filled=rounds_by_batch(plan.dtype),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from taming.data.files.find import find_images
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
-from taming.evaluation.sources.images import Loaded, LoadedSource, common_size, key_of
-from taming.evaluation.sources.resize import Size
+from taming.evaluation.checkpoints import MADE_WITH, made_with
+from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
+from taming.evaluation.sources.resize import Size, common_size
 from taming.user_files import file_version, regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
@@ -62,7 +63,13 @@ class FolderSource(LoadedSource):
     def describe(self) -> dict[str, Any]:
         classes = {} if self.labels is None else {"classes": len(set(self.labels))}
         about = {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
-        return about | self.resizing.describe()
+        made = {MADE_WITH: self.made_with} if self.made_with else {}
+        return about | made | self.resizing.describe()
+
+    @cached_property
+    def made_with(self) -> dict[str, Any]:
+        """Which model made the images, by their own records; empty for others."""
+        return made_with(self.files)
 
     def own_image_size(self) -> Size | None:
         """By the headers of at most 1,000 files, evenly spaced."""

@@ -25,7 +25,7 @@ from taming.data.utils import start_method
 from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
 from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing, Size
+from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing, Size, common_size
 
 NO_LABEL = -1
 SIZES_NAMED = 5
@@ -189,6 +189,10 @@ class ImageSource(Protocol):
         """Where to write down work behind images that are not finished; nowhere by default."""
         return
 
+    def forget_unfinished(self) -> None:
+        """Delete that: the results that it was kept for are there."""
+        return
+
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         """The images of these indices, made or loaded about `batch_size` at a time."""
         raise TypeError(f"{type(self).__name__} gives its images in batches alone")
@@ -211,8 +215,8 @@ class ImageSource(Protocol):
     def damage_state(self) -> State:
         """What is damaged in the set as it is, for another time."""
         sentences = np.array(list(self.damaged.values()), dtype=np.str_)
-        state = {"indices": np.array(list(self.damaged)), "sentences": sentences}
-        return {**state, "size": np.array(len(self))}
+        indices, size = np.array(list(self.damaged)), np.array(len(self))
+        return {"indices": indices, "sentences": sentences, "size": size}
 
     def merge_damage(self, state: Mapping[str, np.ndarray]) -> None:
         """Note as damaged what `damage_state` of the same set had, before anything was left out."""
@@ -231,8 +235,7 @@ class ImageSource(Protocol):
 
     def leave_out_damaged(self) -> list[str]:
         """`leave_out` what was found to be damaged so far; returns the sentences."""
-        damaged = dict(sorted(self.damaged.items()))
-        if damaged:
+        if damaged := dict(sorted(self.damaged.items())):
             self.leave_out(damaged)
             self.damaged.clear()
         return list(damaged.values())
@@ -265,15 +268,6 @@ def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
         held -= len(waiting[largest])
         yield waiting.pop(largest)
     yield from waiting.values()
-
-
-def common_size(sizes: Iterable[tuple[int, ...]]) -> Size | None:
-    """The only one of (height, width) that there is; None if there are several, or none."""
-    different = set(sizes)
-    if len(different) != 1:
-        return None
-    height, width = different.pop()
-    return height, width
 
 
 class LoadedSource(ImageSource, Dataset[Any]):

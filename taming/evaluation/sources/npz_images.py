@@ -141,14 +141,33 @@ class NpzImages(LoadedSource):
             ) from None
 
 
-def write_samples(source: ImageSource, path: Path, batch_size: int) -> int:
+class _DamageFoundError(Exception):
+    """There are fewer images than the file says at its beginning."""
+
+
+def write_samples(source: ImageSource, path: Path, batch_size: int) -> tuple[int, list[str]]:
     """Write a set's images as `arr_0`, and its labels, if all have one, as `arr_1`.
 
-    One batch is in memory at a time. Returns the number of images. Raises UserError for images of
-    several sizes, and if the file cannot be written.
+    One batch is in memory at a time. Returns the number of images, and a sentence for each that is
+    damaged and left out; where there is one, the set is gone through once more. Raises UserError
+    for images of several sizes, if none can be used, and if the file cannot be written.
     """
+    source.pass_over_damage()
+    left_out: list[str] = []
+    while len(source):
+        try:
+            return _write(source, path, batch_size), left_out
+        except _DamageFoundError:
+            left_out += source.leave_out_damaged()
+    raise UserError(f"none of the images can be used; {left_out[0]}")
+
+
+def _write(source: ImageSource, path: Path, batch_size: int) -> int:
+    """Write the file and return the number of images, unless some turn out to be damaged."""
     images = _in_order(source, batch_size)
-    first = next(images)
+    first = next(images, None)
+    if first is None:
+        raise _DamageFoundError
     labels: list[int | None] = []
     shape = (len(source), *first.pixels.shape[1:], 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -161,8 +180,11 @@ def write_samples(source: ImageSource, path: Path, batch_size: int) -> int:
                         f"{image.name} has another size than {first.name}; an .npz holds images of "
                         "one size"
                     )
-                file.write(image.pixels.numpy().transpose(1, 2, 0).tobytes())
+                if not source.damaged:
+                    file.write(image.pixels.numpy().transpose(1, 2, 0).tobytes())
                 labels.append(image.label)
+        if source.damaged:
+            raise _DamageFoundError
         if None not in labels:
             with archive.open(LABELS_FILE, "w") as file:
                 npy.write_array(file, np.array(labels, np.int64))
@@ -170,11 +192,13 @@ def write_samples(source: ImageSource, path: Path, batch_size: int) -> int:
 
 
 def _in_order(source: ImageSource, batch_size: int) -> Iterator[SourceImage]:
-    """The images by index, whatever the order of their batches."""
+    """The images by index, whatever the order of their batches, without those that are damaged."""
     waiting: dict[int, SourceImage] = {}
     following = 0
     for batch in source.batches(batch_size):
         waiting.update((image.index, image) for image in batch)
-        while following in waiting:
-            yield waiting.pop(following)
+        while following in waiting or following in source.damaged:
+            if following in waiting:
+                yield waiting.pop(following)
             following += 1
+    yield from (waiting[index] for index in sorted(waiting))

@@ -6,7 +6,7 @@ not in it, and distances between sets that were resized by different filters are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,3 +114,12 @@ def require_name(what: str, name: str, known: Sequence[str]) -> None:
 
 
 AS_IT_IS = Resizing()
+
+
+def common_size(sizes: Iterable[tuple[int, ...]]) -> Size | None:
+    """The only one of (height, width) that there is; None if there are several, or none."""
+    different = set(sizes)
+    if len(different) != 1:
+        return None
+    height, width = different.pop()
+    return height, width

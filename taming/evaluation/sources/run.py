@@ -31,7 +31,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
 from taming.sampling.load import load_transformer
-from taming.sampling.plan import SamplingPlan
+from taming.sampling.plan import SamplingJob, SamplingPlan
 from taming.sampling.pools import ScoreFiles
 from taming.sampling.sizes import pixels_per_token, tokens_for, trained_shape
 from taming.shipped import script
@@ -42,7 +42,8 @@ class RunSource(ImageSource):
     """Samples of a class-conditional or unconditional transformer.
 
     Sample `number` of the n-th class has the index n * num_samples + number. It depends on the
-    seed, its class and its number alone, and equals the PNG that scripts/sample_fast.py writes.
+    seed, its class and its number alone, and in bf16 on the plan's batch size; it equals the PNG
+    that scripts/sample_fast.py writes, in bf16 with the same batch size.
 
     Raises UserError if there is no such run, or it is a first stage.
     """
@@ -136,6 +137,15 @@ class RunSource(ImageSource):
         """Where the scores of candidates are written down, in pools that are not finished."""
         self._unfinished = folder
 
+    def forget_unfinished(self) -> None:
+        if self._unfinished is not None and self.plan.pooled:
+            shape = tokens_for(self.model, self.plan.size)
+            job = SamplingJob(self.plan, self.model, self.labels, shape)
+            self._scores(self._unfinished).delete(job.pools(lambda label: set()))
+
+    def _scores(self, folder: Path) -> ScoreFiles:
+        return ScoreFiles(folder, self.content_key()[:16])
+
     def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         places = {label: place for place, label in enumerate(self.labels)}
 
@@ -144,9 +154,9 @@ class RunSource(ImageSource):
             first = places[label] * self.plan.num_samples
             return {n for n in range(self.plan.num_samples) if first + n in skip}
 
-        job, scores = self.plan.job(self.model, batch_size, share), None
-        if self._unfinished is not None:
-            scores = ScoreFiles(self._unfinished, self.content_key()[:16])
+        at_once = self.plan.at_once(batch_size)
+        job = self.plan.job(self.model, at_once, share)
+        scores = None if self._unfinished is None else self._scores(self._unfinished)
         samples = job.samples(finished, scores=scores)
         images = (self._image(sample, places[sample.label]) for sample in samples)
         return by_size((image for image in images if image.index not in skip), batch_size)

@@ -184,7 +184,8 @@ class RealScenes(ImageSource):
             scene, pixels = self.layouts[number]
             if self.resizing.size is not None:
                 pixels = self._resized(number, scene)
-            yield _scene_image(number, pixels, f"layout {number}", visible_boxes(scene))
+            name = f"layout {self.layouts.numbers[number]}"
+            yield _scene_image(number, pixels, name, visible_boxes(scene))
 
     def _resized(self, number: int, scene: Scene) -> Tensor:
         """What the layout shows of its file, uint8 (3, H, W); edges are at whole pixels."""
@@ -210,7 +211,8 @@ def _scene_image(index: int, pixels: Tensor, name: str, boxes: Boxes) -> SceneIm
 class SampledScenes(ImageSource):
     """`per_layout` samples of every layout; sample k of layout n has the index n * per_layout + k.
 
-    They equal those of scripts/make_scene_samples.py with the same settings.
+    They equal those of scripts/make_scene_samples.py with the same settings; not in bf16, where
+    samples depend on how many are computed at once, and are of several layouts here.
 
     `identity` are JSON values that decide the model: the checkpoint's hash, its config.
     """
@@ -224,6 +226,7 @@ class SampledScenes(ImageSource):
     shape: tuple[int, int] | None = None  # height and width in tokens; None as trained
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    batch_size: int = 50  # at once; samples depend on it where `rounds_by_batch`
 
     def __len__(self) -> int:
         return len(self.layouts) * self.per_layout
@@ -232,6 +235,8 @@ class SampledScenes(ImageSource):
         shape = list(self.shape or trained_shape(self.model))
         sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
         sampler |= {**self.settings.describe(), "precision": dtype_name(self.dtype)}
+        if rounds_by_batch(self.dtype):
+            sampler["batch_size"] = self.batch_size
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         about |= self.resizing.describe()
         return about | {"sampler": sampler, **self.identity}
@@ -241,15 +246,18 @@ class SampledScenes(ImageSource):
         left_out = {"path", *self.resizing.describe()}
         about = {name: value for name, value in self.describe().items() if name not in left_out}
         setting = {"torch": torch.__version__, "device": device}
-        return key_of(scenes=about, layouts=self.layouts.key, **setting)
+        numbers = list(self.layouts.numbers)
+        return key_of(scenes=about, layouts=self.layouts.key, numbers=numbers, **setting)
 
     def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         return by_size(self._images(batch_size, share, skip), batch_size)
 
     def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, Boxes] = {}
+        places = {number: place for place, number in enumerate(self.layouts.numbers)}
         model, settings, requests = self.model, self.settings, self._requests(share, skip, boxes)
-        batch_size = min(batch_size, len(self))  # which would be filled up
+        at_once = self.batch_size if rounds_by_batch(self.dtype) else batch_size
+        batch_size = min(at_once, len(self))  # which would be filled up
         count = -(-(len(self) - sum(n in skip for n in range(len(self)))) // share[1])
         samples = sample_images(
             model,
@@ -262,10 +270,10 @@ class SampledScenes(ImageSource):
             filled=rounds_by_batch(self.dtype),
         )
         for sample in samples:
-            layout = sample.label or 0
-            index = layout * self.per_layout + sample.number
-            name = f"layout {layout}, sample {sample.number}"
-            yield _scene_image(index, to_rgb_pixels(sample.image), name, boxes[layout])
+            number = sample.label or 0  # the layout's, of the dataset
+            index = places[number] * self.per_layout + sample.number
+            name = f"layout {number}, sample {sample.number}"
+            yield _scene_image(index, to_rgb_pixels(sample.image), name, boxes[number])
 
     def _requests(
         self, share: Share, skip: Container[int], boxes: dict[int, Boxes]
@@ -275,5 +283,6 @@ class SampledScenes(ImageSource):
             wanted = [n for n in range(self.per_layout) if first + n not in skip]
             if wanted:
                 scene, _ = self.layouts[layout]
-                boxes[layout] = visible_boxes(scene)
-                yield from requests_for_scene(scene, self.layouts.builder, layout, wanted)
+                number = self.layouts.numbers[layout]  # whatever was left out before it
+                boxes[number] = visible_boxes(scene)
+                yield from requests_for_scene(scene, self.layouts.builder, number, wanted)

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from taming.checkpoint import Run, run_config
+from taming.checkpoint import Run, distinct_name, run_config
 from taming.command_line import flag
 from taming.config import without_checkpoint_paths
 from taming.devices import dtype_name, own_share
@@ -59,8 +59,7 @@ class LoadedFirstStage:
         model, run, step = load_first_stage(path, base, "cpu", overrides)
         if not isinstance(model, CodesInterface):
             raise UserError(f"{path}: {type(model).__name__} is no first stage with a codebook")
-        name = run.folder.resolve().name if run.configs else run.checkpoint.stem
-        return cls(name, model, run, step, run_config(run, base, overrides))
+        return cls(distinct_name(run), model, run, step, run_config(run, base, overrides))
 
     @cached_property
     def checkpoint_hash(self) -> str:
@@ -114,12 +113,8 @@ def load_first_stages(
     stages: list[LoadedFirstStage] = []
     for path in paths:
         stage = LoadedFirstStage.load(path, base, overrides)
-        taken = [other.name for other in stages]
-        name = stage.name
-        if name in taken:
-            name = f"{name} {stage.run.checkpoint.stem}"
-        copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
-        stages.append(replace(stage, name=f"{name} ({copies + 1})" if copies else name))
+        name = distinct_name(stage.run, [other.name for other in stages])
+        stages.append(replace(stage, name=name))
     kinds = {stage.model.channels if stage.model.reads_labels else None for stage in stages}
     if len(kinds) > 1:
         raise UserError("first stages of images and of segmentations cannot be compared")

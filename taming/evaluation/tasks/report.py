@@ -28,6 +28,7 @@ from taming.atomic_files import atomic_path
 from taming.data.files.images import BadImage, image_mode_and_size
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
+from taming.evaluation.checkpoints import OwnWeights, made_with
 from taming.evaluation.metrics.accuracy import ClassifiedImages, LabeledImages, neighbor_accuracy
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.likelihood import measure_likelihood
@@ -66,11 +67,12 @@ GROUPS, THUMBNAIL = 10, 8  # groups of similar images, by their pixels at 8 x 8
 log = logging.getLogger(__name__)
 
 
-def newest_samples(run_folder: Path, name: str, size: tuple[int, int]) -> Path:
+def newest_samples(run_folder: Path, name: str, size: tuple[int, int], weights: OwnWeights) -> Path:
     """The folder of a run's samples that a report is about.
 
     It is the newest one of those that the script `name` (see `sampling_script`) writes, if there is
-    a choice of those with images of the training's `size` (height, width), and with enough of them.
+    a choice of those that these `weights` made, then of those that do not say which did, with
+    images of the training's `size` (height, width), and with enough of them.
 
     Raises:
         UserError: if there is none.
@@ -83,12 +85,14 @@ def newest_samples(run_folder: Path, name: str, size: tuple[int, int]) -> Path:
     if not folders:
         raise UserError(f"{run_folder} has no samples yet; make some with {script(name)}")
 
-    def rank(folder: Path) -> tuple[bool, bool, float]:
+    def rank(folder: Path) -> tuple[int, bool, bool, float]:
         images = folders[folder]
         with suppress(BadImage):  # it is named when it is read
             fits = image_mode_and_size(str(min(images)))[1] == size
-            return fits, len(images) >= FEWEST, max(one.stat().st_mtime for one in images)
-        return False, False, 0.0
+            made = made_with([str(min(images))])
+            own = 2 if weights.made(made) else 0 if made else 1
+            return own, fits, len(images) >= FEWEST, max(one.stat().st_mtime for one in images)
+        return 0, False, False, 0.0
 
     return max(folders, key=rank)
 

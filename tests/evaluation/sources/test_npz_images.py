@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.compute_statistics import main as compute_statistics
 from taming.errors import UserError
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import SourceImage
-from taming.evaluation.sources.npz_images import NpzImages, holds_images, write_samples
-from tests.kit.images import image_classes, image_folder
+from taming.evaluation.sources.npz_images import NpzImages, _in_order, holds_images, write_samples
+from tests.kit.images import image_classes, image_folder, truncate
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (11, 6, 9, 3), np.uint8)
 
@@ -62,7 +63,7 @@ def source(folder: Path) -> NpzImages:
 
 def test_written_and_read_back(tmp_path: Path) -> None:
     folder = FolderSource(image_classes(tmp_path / "a", {"0": 3, "700": 4}), workers=0)
-    assert write_samples(folder, tmp_path / "out.npz", batch_size=2) == 7
+    assert write_samples(folder, tmp_path / "out.npz", batch_size=2) == (7, [])
     with np.load(tmp_path / "out.npz") as file:
         assert file["arr_0"].dtype == np.uint8 and file["arr_0"].shape == (7, 12, 12, 3)
         assert file["arr_1"].tolist() == [0, 0, 0, 700, 700, 700, 700]
@@ -80,6 +81,39 @@ def test_labels_are_written_if_all_images_have_one(tmp_path: Path) -> None:
         write_samples(NpzImages(tmp_path / f"{name}.npz", 0), tmp_path / "copy.npz", 4)
         found = NpzImages(tmp_path / "copy.npz", 0).labels
         assert (found is None) is (labels is None)
+
+
+def test_damaged_images_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = image_folder(tmp_path / "a", 4), tmp_path / "out.npz"
+    whole = read(FolderSource(folder, workers=0))
+    truncate(folder / "000.png")
+    truncate(folder / "002.png")
+    with pytest.raises(SystemExit) as stop:
+        compute_statistics([str(folder), str(out), "--format", "adm-samples", "--device", "cpu"])
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert f"2 images are in {out}" in said.out and said.err.count("left out: ") == 2
+    with np.load(out) as file:
+        kept = [whole[n].pixels.permute(1, 2, 0).numpy() for n in (1, 3)]
+        np.testing.assert_array_equal(file["arr_0"], kept)
+    truncate(folder / "001.png")
+    truncate(folder / "003.png")
+    with pytest.raises(UserError, match="none of the images can be used; .*000.png"):
+        write_samples(FolderSource(folder, workers=0), tmp_path / "none.npz", 1)
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_damage_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a damaged image is not held in memory until all of the set is read."""
+    source = FolderSource(image_folder(tmp_path / "a", 4), workers=0)
+    truncate(tmp_path / "a" / "000.png")
+    read: list[int] = []
+    load = source.load
+    monkeypatch.setattr(source, "load", lambda index: read.append(index) or load(index))
+    source.pass_over_damage()
+    assert next(_in_order(source, 1)).index == 1 and read == [0, 1]
 
 
 def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) ->
     assert sorted(part) == [1, 5]
     assert torch.equal(part[5].pixels, sampled[5].pixels)
     assert sampled[5].name == "class 4, sample 2"
+    # In bf16 those of its batch size, whatever is counted at once.
+    flags += ["--precision", "bf16", "--batch_size", "4"]
+    sample_fast(["-r", str(run), "-o", str(tmp_path / "bf16"), "--device", "cpu", *flags])
+    (folder,) = tmp_path.glob("bf16/samples/*/7")
+    source = RunSource(run, replace(PLAN, dtype=torch.bfloat16, batch_size=4))
+    written, sampled = images_of(FolderSource(folder, workers=0)), images_of(source)
+    assert [sampled[n].digest for n in range(6)] == [written[n].digest for n in range(6)]
 
 
 def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> None:
@@ -61,6 +68,11 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert source.with_plan(other).content_key() != source.content_key()
     elsewhere = source.with_plan(replace(PLAN, device=torch.device("cuda")))
     assert elsewhere.content_key() != source.content_key()
+    for dtype in (torch.float32, torch.bfloat16):
+        keys = {
+            RunSource(run, replace(PLAN, dtype=dtype, batch_size=n)).content_key() for n in (2, 3)
+        }
+        assert len(keys) == (2 if dtype == torch.bfloat16 else 1)
     fewer = source.with_plan(replace(PLAN, classes=(4,)))
     assert (fewer.labels, len(fewer), len(source)) == ([4], 3, 6)
     key = source.content_key()
@@ -81,7 +93,7 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert RunSource(same, PLAN).describe()["checkpoint_hash"] != about["checkpoint_hash"]
 
 
-def test_rejection(run: Path, tmp_path: Path) -> None:
+def test_rejection(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
@@ -97,6 +109,12 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     of_three = RunSource(run, replace(source.plan, reject_ratio=0.75, classes=(4,)))
     assert sorted(images_of(of_three, skip={1})) == [0, 2]  # whose whole group is sampled
     key = source.content_key()
+    monkeypatch.setenv("HOME", str(tmp_path))  # behind a colon shells leave ~ as it is
+    homely = RunSource(run, replace(source.plan, classifier="squeezenet1_1:~/own.pth"))
+    assert homely._classifier_hash() == source._classifier_hash() is not None
+    assert {n: i.digest for n, i in images_of(homely).items()} == {
+        n: i.digest for n, i in whole.items()
+    }
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
     assert RunSource(run, source.plan).content_key() != key
 
@@ -123,7 +141,9 @@ def test_the_best_of_a_class(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert {n: image.digest for n, image in images_of(source).items()} == {
         n: image.digest for n, image in whole.items()
     }
-    assert not list((tmp_path / "kept").iterdir())
+    (tmp_path / "kept" / ".scores-another-1-0-0.json").touch()
+    source.forget_unfinished()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [".scores-another-1-0-0.json"]
 
 
 def test_precision_is_that_of_the_plan(run: Path) -> None:

@@ -25,6 +25,7 @@ from taming.evaluation.sources.images import (
 )
 from taming.evaluation.sources.npz_images import NpzImages
 from taming.evaluation.sources.run import RunSource
+from taming.sampling.folder import save_png
 from tests.kit.datasets import Items, Noise
 from tests.kit.images import image_classes, image_folder, image_sizes, noise, ramps, write_turned
 from tests.kit.models import FIRST_STAGE
@@ -70,6 +71,22 @@ def test_class_folders_with_names(tmp_path: Path) -> None:
         Image.fromarray(noise()).save(tmp_path / "cat" / f"more.{ending}")
     source = FolderSource(tmp_path, workers=0)
     assert source.labels == [0, *[1] * 5, 2]  # not by numbers, as some have none
+
+
+def test_samples_say_which_model_made_them(tmp_path: Path) -> None:
+    """What not all of them say alike is of several; photographs say nothing."""
+    records = [{"weights": w, "config": "c", "number": n} for n, w in enumerate(("a", "a", "b"))]
+    for count, weights in ((2, "a"), (3, "several")):
+        folder = tmp_path / str(count)
+        for number, record in enumerate(records[:count]):
+            save_png(torch.zeros(3, 2, 2), folder / f"{number:06}.png", record)
+        (folder / "000009.png").write_bytes(b"damaged")
+        Image.new("RGB", (2, 2)).save(folder / "a.jpg")
+        about = FolderSource(folder).describe()
+        assert about["made_with"] == {"weights": weights, "config": "c"}
+    save_png(torch.zeros(3, 2, 2), folder / "000003.png")
+    assert FolderSource(folder).describe()["made_with"]["config"] == "several"
+    assert "made_with" not in FolderSource(image_folder(tmp_path / "photos", 2)).describe()
 
 
 def test_links_have_the_classes_of_the_tree_that_they_are_in(tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scripts.report import main, require_data
+from taming.checkpoint import load_run, model_hashes
+from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.checkpoints import OwnWeights
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
+from taming.evaluation.model_card import results_of
 from taming.evaluation.results import differences, read_result
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.report import (
@@ -29,6 +33,8 @@ from taming.evaluation.tasks.report import (
     similar_groups,
 )
 from taming.pictures import HEAD
+from taming.sampling.folder import png_info
+from taming.weight_choice import WeightChoice
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
 from tests.kit.images import image_folder, touch
@@ -70,14 +76,17 @@ def write_run(folder: Path, classes: bool = True, **gpt: Any) -> Path:
     return run
 
 
-def write_samples(run: Path, count: int = 24, classes: bool = True) -> Path:
-    root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / "7"
+def write_samples(
+    run: Path, count: int = 24, classes: bool = True, step: str = "7", **record: Any
+) -> Path:
+    root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / step
     images, labels = stripes(count, seed=2, side=8)
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         folder = root / str(label) if classes else root
         folder.mkdir(parents=True, exist_ok=True)
         pixels = image.permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / f"{number:06}.png")
+        info = png_info(record) if record else None
+        Image.fromarray(pixels).save(folder / f"{number:06}.png", pnginfo=info)
     return root
 
 
@@ -148,6 +157,33 @@ def test_with_few_images_there_is_the_rest(
     assert (run / "report" / "samples.png").is_file()
 
 
+def test_samples_of_other_weights_are_not_this_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training has gone on since they were made: the card has none of their numbers."""
+    folder = write_run(tmp_path / "run")
+    model, run, _ = load_run(folder)
+    own = model_hashes(model, run.model) | {"dtype": "torch.float32", "global_step": 7}
+    old = write_samples(folder, 7, step="6", **{**own, "weights": "others", "global_step": 6})
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(folder), "--device", "cpu"])
+    assert stop.value.code == 2 and "with other weights than" in capsys.readouterr().err
+    main(["-r", str(folder), "--device", "cpu", "--samples", str(old)])
+    assert "not those of this checkpoint" in capsys.readouterr().out
+    weights = OwnWeights(file_hash(run.checkpoint), WeightChoice(), model, run.model)
+
+    def pushed() -> dict[str, Any]:
+        return results_of(folder, weights)[0]["report/report.json"]["metrics"]
+
+    assert pushed().keys() == {"first_stage", "transformer"}
+    new = write_samples(folder, 6, **own)
+    os.utime(old / "0" / "000000.png")
+    main(["-r", str(folder), "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"on the samples in {new}\nreconstruction error")
+    assert pushed()["samples"]["images"] == 6
+
+
 def test_without_classes_distances_are_by_groups_of_similar_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +242,7 @@ def samples_at(folder: Path, age: int, count: int = 8, size: tuple[int, int] = (
 
 def test_the_newest_samples_of_the_trainings_size_are_taken(tmp_path: Path) -> None:
     def newest(name: str = "sample_fast") -> Path:
-        return newest_samples(tmp_path, name, (8, 8))
+        return newest_samples(tmp_path, name, (8, 8), OwnWeights("", WeightChoice()))
 
     with pytest.raises(UserError, match="has no samples yet"):
         newest()

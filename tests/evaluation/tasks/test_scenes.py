@@ -197,6 +197,19 @@ def test_real_boxes_follow_crop_and_flip(data: Path, flip: bool) -> None:
             assert (crops - seen).abs().mean((1, 2, 3)).min() < 15  # others: 40 and more
 
 
+def test_samples_have_their_layouts_numbers_whatever_is_left_out(data: Path) -> None:
+    """As make_scene_samples.py numbers them: one damaged image changes none of the others."""
+    whole, rest = sampled(layouts(data, 3)), sampled(layouts(data, 3))
+    rest.layouts.numbers = [1, 2]
+    before, after = scene_images(whole), scene_images(rest)
+    assert sorted(after) == [0, 1, 2, 3]
+    assert all(after[n].digest == before[n + 2].digest for n in after)
+    assert all(after[n].name == before[n + 2].name for n in after)
+    same = sampled(layouts(data, 2))  # of the same content at other places, as by a flip
+    vars(same.layouts)["key"] = rest.layouts.key
+    assert same.content_key() != rest.content_key()
+
+
 def test_numbers_are_those_of_the_images(data: Path) -> None:
     samples = sampled(layouts(data))
     found = evaluate(samples)
