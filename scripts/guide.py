@@ -141,12 +141,11 @@ class Starts:
         if own.init is None:
             return plain
         photo = read_photo(loaded.stage, own.init, shape, own.size, own.full_size)
-        sides = photo.picture.shape[2:]
-        plain = replace(plain, photo=photo, shape=(sides[0] // factor, sides[1] // factor))
+        height, width = photo.placed.size
+        plain = replace(plain, photo=photo, shape=(height // factor, width // factor))
         if own.mask is None:
             return plain
-        size = (sides[0], sides[1])
-        free, changed = changed_mask(own.mask, size, factor, photo.given)
+        free, changed = changed_mask(own.mask, photo.placed, factor)
         return replace(plain, free=free, changed=changed)
 
     def __call__(self, number: int) -> Start:
