@@ -83,8 +83,10 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
     def describe(self) -> dict[str, Any]:
-        """What decides an image, as JSON values."""
+        """What decides an image beside its class and its number, as JSON values."""
         own = asdict(self.prompts) | asdict(self.beginning)
+        del own["classes"]
+        own["image_prompt_weights"] = self.prompts.image_weights
         lists = {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
         if self.beginning.start == PRIOR:
             own["prior"] = self.sampling.describe()

@@ -80,7 +80,7 @@ def choose_kept(
         return _paint_kept(model, inputs.x)
     if keep == BOX:
         box = f"0,0,{width},{height // 2}"
-        keep = choices.text("x0,y0,x1,y1, in pixels", "box", box, key=f"box {box}")
+        keep = choices.text("x0,y0,x1,y1, in pixels", "box", box, key=f"box {box}", keep=False)
     placed = Placed.whole((height, width))
     return keep, keep_mask(keep, placed, pixels_per_token(model), read_files=False)
 

@@ -219,6 +219,16 @@ def test_a_region_is_drawn_again_and_that_is_undone(monkeypatch: pytest.MonkeyPa
     page.button(key="undo").click().run()  # the canvas still has what was clicked before
     assert page.session_state.result is first and len(calls) == 1
     assert page.button(key="undo").disabled
+    clicked(monkeypatch, canvas, page)  # the same again gives something new
+    third = page.session_state.result
+    assert [options["seed"] for _, _, options in calls] == [6, 7]
+    assert third.changes[1][0]["seed"] == 7
+    assert not torch.equal(third.indices[1], second.indices[1])
+    page.button(key=f"restore {page.session_state.history.entries[-1][0]}").click().run()
+    assert page.session_state.result is first
+    page.radio(key="chosen").set_value(2).run()
+    clicked(monkeypatch, canvas, page)
+    assert calls[-1][2]["seed"] == 8
 
 
 def test_regions_of_a_result_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
