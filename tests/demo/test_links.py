@@ -71,6 +71,11 @@ def test_the_address_follows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page.number_input(key="seed").set_value(8)
     page.number_input(key="example").set_value(1).run()
     assert {"seed": "8", "example": "1", "class": "1"}.items() <= linked(page).items()
+    page.number_input(key="class of 1").set_value(3).run()
+    assert linked(page)["class"] == "3"
+    for example in (0, 1):  # whose class is its own again
+        page.number_input(key="example").set_value(example).run()
+    assert {"seed": "8", "example": "1", "class": "1"}.items() <= linked(page).items()
     assert set(linked(page)) <= set(NAMES)
 
 
