@@ -6,8 +6,8 @@
 
 A photograph larger than the images of training is reduced to their size first, unless --full_size
 or a size is given. What is kept are codes of the first stage: the patches that are kept as a whole,
-by boxes and masks in the pixels of the photograph, or of the size that is given. Completions, with
-the `input` and what is `kept` of it, go to `<run>/completions/<image's name>/<global step>/`.
+by boxes and masks in the photograph's own pixels, whatever size is given. Completions, with the
+`input` and what is `kept` of it, go to `<run>/completions/<image's name>/<global step>/`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.pictures import to_uint8
+from taming.pictures import Placed, Sizes, to_uint8
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
@@ -34,7 +34,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import TokenBar
-from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
+from taming.sampling.completion import HALVES, Photo, keep_mask, known_indices, read_photo
 from taming.sampling.conditions import read_condition
 from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announce_size, announce_time
@@ -110,12 +110,11 @@ def parse_pad(text: str, factor: int) -> tuple[int, int, int, int]:
 
 def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
     """Which tokens of the image, without those that are added around it, are kept: bool (h, w)."""
-    size = (photo.picture.shape[2], photo.picture.shape[3])
     if own.keep is not None:
-        return keep_mask(own.keep, size, factor, original=photo.given)
+        return keep_mask(own.keep, photo.placed, factor)
     if not any(parse_pad(own.pad, factor)):
         raise UserError("say what to keep with --keep, or how far to go beyond it with --pad")
-    return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)
+    return torch.ones([side // factor for side in photo.placed.size], dtype=torch.bool)
 
 
 def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
@@ -130,11 +129,11 @@ def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
 
 
 def condition_of(
-    own: Arguments, model: Net2NetTransformer, size: Sizes, reduced_to: Sizes | None
+    own: Arguments, model: Net2NetTransformer, size: Sizes, beside: Placed | None
 ) -> Tensor | None:
     """What `--condition` gives for an image of `size`; raises `UserError` if it is needed."""
     if own.condition is not None:
-        return read_condition(model, own.condition, size, reduced_to)
+        return read_condition(model, own.condition, size, beside)
     if model.condition_kind in ("none", "coordinates"):
         return None
     kind = "FILE" if model.n_classes is None else f"N, a class from 0 to {model.n_classes - 1}"
@@ -149,13 +148,14 @@ def advice_of_size(own: Arguments, model: Net2NetTransformer) -> str:
     return "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
 
 
-def say_if_changed(photo: Photo) -> None:
-    if photo.original is not None:
-        height, width = photo.original
+def say_if_changed(placed: Placed) -> None:
+    """What became of an image for which no size was given."""
+    (height, width), (rows, columns) = placed.before, placed.size
+    if placed.resized != placed.before:
         print(f"the image of {width} x {height} pixels is reduced; --full_size keeps its size")
-    if any(photo.cut_off):
-        rows, columns = photo.cut_off
-        print(f"cut off, as they fill no token: {rows} rows below, {columns} columns on the right")
+    elif placed.size != placed.before:
+        cut = f"{height - rows} rows below, {width - columns} columns on the right"
+        print(f"cut off, as they fill no token: {cut}")
 
 
 def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Path) -> None:
@@ -176,13 +176,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
-    say_if_changed(photo)
+    if own.size is None:
+        say_if_changed(photo.placed)
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
     advice = advice_of_size(own, model)  # before a folder or a line is begun
     check_settings(model, sampling.settings, shape, advice=advice)
-    c = condition_of(own, model, size, None if any(pad) else photo.reduced_to)
+    c = condition_of(own, model, size, None if any(pad) else photo.placed)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
         sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)

@@ -83,8 +83,10 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
     def describe(self) -> dict[str, Any]:
-        """What decides an image, as JSON values."""
+        """What decides an image beside its class and its number, as JSON values."""
         own = asdict(self.prompts) | asdict(self.beginning)
+        del own["classes"]
+        own["image_prompt_weights"] = self.prompts.image_weights
         lists = {key: list(value) for key, value in own.items() if isinstance(value, tuple)}
         if self.beginning.start == PRIOR:
             own["prior"] = self.sampling.describe()
@@ -141,12 +143,11 @@ class Starts:
         if own.init is None:
             return plain
         photo = read_photo(loaded.stage, own.init, shape, own.size, own.full_size)
-        sides = photo.picture.shape[2:]
-        plain = replace(plain, photo=photo, shape=(sides[0] // factor, sides[1] // factor))
+        height, width = photo.placed.size
+        plain = replace(plain, photo=photo, shape=(height // factor, width // factor))
         if own.mask is None:
             return plain
-        size = (sides[0], sides[1])
-        free, changed = changed_mask(own.mask, size, factor, photo.given)
+        free, changed = changed_mask(own.mask, photo.placed, factor)
         return replace(plain, free=free, changed=changed)
 
     def __call__(self, number: int) -> Start:

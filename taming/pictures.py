@@ -6,6 +6,7 @@ Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ Picture = Tensor | np.ndarray | Image.Image
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has them
 FONT_SIZE, HEAD = 14, 22
+
+Sizes = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 # ---------------------------------------------------------------------- values <-> pixels
@@ -123,12 +127,57 @@ def resize_and_crop(
     resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
     """`resize` until `size` (height, width) is just covered, then cut off the rest at both ends."""
-    height, width = size
-    scale = max(height / pixels.shape[0], width / pixels.shape[1])
-    rows, columns = (max(s, round(scale * old)) for s, old in zip(size, pixels.shape, strict=False))
-    pixels = resize(pixels, (rows, columns), resampling)
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return pixels[top : top + height, left : left + width]
+    return Placed.covering((pixels.shape[0], pixels.shape[1]), size).of(pixels, resampling)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How a picture is made of an image: the image is resized, and the picture cut out of that.
+
+    Attributes:
+        before: size of the image.
+        resized: its size then.
+        corner: (top, left) of the picture in it.
+        size: of the picture.
+    """
+
+    before: Sizes
+    resized: Sizes
+    corner: Sizes
+    size: Sizes
+
+    @classmethod
+    def whole(cls, size: Sizes) -> Placed:
+        """The image as it is."""
+        return cls(size, size, (0, 0), size)
+
+    @classmethod
+    def reduced(cls, before: Sizes, most: Sizes) -> Placed:
+        """All of the image; one larger than `most` is reduced until it just covers that."""
+        if any(old <= new for old, new in zip(before, most, strict=True)):
+            return cls.whole(before)
+        return replace(cls.whole(_covering(before, most)), before=before)
+
+    @classmethod
+    def covering(cls, before: Sizes, size: Sizes) -> Placed:
+        """Resized until `size` is just covered; the rest is cut off at both ends."""
+        resized = _covering(before, size)
+        top, left = ((old - new) // 2 for old, new in zip(resized, size, strict=True))
+        return cls(before, resized, (top, left), size)
+
+    def of(
+        self, pixels: np.ndarray, resampling: Image.Resampling = Image.Resampling.BILINEAR
+    ) -> np.ndarray:
+        """The picture of an image (H, W) or (H, W, C); see `resize`."""
+        (top, left), (height, width) = self.corner, self.size
+        return resize(pixels, self.resized, resampling)[top : top + height, left : left + width]
+
+
+def _covering(before: Sizes, size: Sizes) -> Sizes:
+    """The smallest size of an image's proportions that covers `size`."""
+    scale = max(new / old for old, new in zip(before, size, strict=True))
+    height, width = (max(n, round(scale * old)) for old, n in zip(before, size, strict=True))
+    return height, width
 
 
 def enlarged(picture: Image.Image, side: int = 384) -> Image.Image:

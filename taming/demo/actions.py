@@ -36,9 +36,9 @@ def _show_history(desk: Desk) -> None:
 def _show_link(desk: Desk) -> None:
     st.caption(
         "This link, which is the page's address too, holds the run, the settings, the seed, the "
-        "class and the example; not what is painted or uploaded."
+        "class, the example and what guides; not what is painted or uploaded."
     )
-    st.code(desk.address, language=None, wrap_lines=True)
+    st.code(desk.choices.address(), language=None, wrap_lines=True)
 
 
 ACTIONS = (

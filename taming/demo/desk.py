@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taming.demo.arguments import PageArguments
 from taming.demo.drawing import Drawn, draw, requests_for_inputs
+from taming.demo.links import Choices
 from taming.demo.runs import Loaded
 from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
@@ -26,6 +27,7 @@ class Desk:
         inputs: None while there is nothing painted that could be drawn.
         keep, kept: what is kept of the inputs' image, in words and as tokens bool (h, w).
         link: all of it as text, see `Choices`.
+        choices: the page's widgets, to which tabs add their own.
         arguments, data, guide: the command line.
     """
 
@@ -38,7 +40,7 @@ class Desk:
     seed: int
     count: int
     link: Mapping[str, str]
-    address: str
+    choices: Choices
     arguments: PageArguments
     data: DataArguments
     guide: Guide

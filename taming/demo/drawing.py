@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -52,6 +53,8 @@ class Drawn:
         record: how all of them were sampled; `changes` are those of single images afterwards.
         link: what was chosen, for the page's address.
         frames: what the first image looked like while it was drawn.
+        draws: numbers of the draws of parts of them. All versions share it, those that are undone
+            or restored as well, so that none is drawn with a seed that was used.
     """
 
     run: str
@@ -62,6 +65,7 @@ class Drawn:
     link: Mapping[str, str]
     frames: tuple[Image.Image, ...] = ()
     changes: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    draws: Iterator[int] = field(default_factory=lambda: itertools.count(1), compare=False)
 
     @property
     def image(self) -> Image.Image:
@@ -208,11 +212,12 @@ def draw_again(
 ) -> Drawn:
     """The same, with those codes of image `number` sampled again that are not `kept`, bool (h, w).
 
-    The seed is the next that was not used for these images, so that every time gives something new.
+    The seed is the next that was not used for these images, also where that is undone, so that
+    every time gives something new.
     """
     before = drawn.indices[number]
     earlier = list(drawn.changes.get(number, ()))
-    seed = drawn.seed + 1 + sum(map(len, drawn.changes.values()))
+    seed = drawn.seed + next(drawn.draws)
     known = before.masked_fill(~kept, -1)
     request = replace(drawn.requests[number], known=known)
     (one,), frames = sample(model, [request], settings, seed, (before.shape[0], before.shape[1]))

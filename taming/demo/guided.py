@@ -12,6 +12,7 @@ from PIL import Image
 from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn, requests_for_inputs
 from taming.demo.history import history, show_new
+from taming.demo.links import GUIDANCE
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.demo.runs import load
 from taming.errors import UserError
@@ -42,6 +43,7 @@ class Begun:
     Attributes:
         model, run: whose first stage decodes it.
         request: by which the transformer samples parts of it again, if that is asked for.
+        link: what was chosen for that, see `Choices`.
         is_image: whether it is an image already.
     """
 
@@ -49,6 +51,7 @@ class Begun:
     model: Net2NetTransformer
     request: Request
     start: Start
+    link: Mapping[str, str]
     is_image: bool = False
 
 
@@ -58,10 +61,15 @@ def show_guidance(desk: Desk) -> None:
         st.caption(NOBODY)
         return
     encoder = load_guide(desk.guide, desk.model.device)
-    prompts, upload, label = _choose_prompts(encoder, desk.loaded.names)
+    prompts, upload, label = _choose_prompts(desk, encoder)
     begun = _choose_start(desk)
-    steps = int(st.number_input("Steps", 1, MOST_STEPS, 100, key="guide steps"))
-    rate = st.slider("Learning rate", 0.01, 0.5, 0.1, 0.01, key="guide rate")
+    choices = desk.choices
+    steps = choices.number(
+        "Steps", "guide_steps", (1, MOST_STEPS), 100, key="guide steps", place=st
+    )
+    rate = choices.slider(
+        "Learning rate", "guide_rate", (0.01, 0.5), 0.1, key="guide rate", place=st, step=0.01
+    )
     if not st.button("Guide", key="guide", type="primary", disabled=begun is None):
         return
     assert begun is not None
@@ -74,7 +82,9 @@ def show_guidance(desk: Desk) -> None:
         targets.append(image_target(encoder, image, upload.name))
     _require_prompts(targets, begun)
     settings = GuideSettings(steps=steps, lr=rate, seed=desk.seed)
-    show_new(draw_guided(begun, Objective(encoder, targets), settings, desk.link))
+    guidance = {name: choices.values[name] for name in GUIDANCE if name in choices.values}
+    link = {**begun.link, "seed": desk.link["seed"], **guidance}
+    show_new(draw_guided(begun, Objective(encoder, targets), settings, link))
     history().turns += 1
     st.rerun()  # the first tab shows it
 
@@ -86,13 +96,14 @@ def load_guide(guide: Guide, device: torch.device) -> ImageEncoder:
 
 
 def _choose_prompts(
-    encoder: ImageEncoder, names: dict[int, str]
+    desk: Desk, encoder: ImageEncoder
 ) -> tuple[list[str], Upload | None, int | None]:
     """Texts, an image and a class, as far as the guide knows such things."""
+    choices, names = desk.choices, desk.loaded.names
     texts: list[str] = []
     if isinstance(encoder, TextEncoder):
-        written = st.text_area(
-            "What to draw", key="prompts", placeholder="a fox in the snow:1.0",
+        written = choices.lines(
+            "What to draw", "prompts", key="prompts", place=st, placeholder="a fox in the snow:1.0",
             help="a line for each prompt; a weight behind a colon, below 0 to get away from it",
         )  # fmt: skip
         texts = [line for line in written.splitlines() if line.strip()]
@@ -100,7 +111,9 @@ def _choose_prompts(
     if isinstance(encoder, ClassEncoder):
         count = encoder.n_classes
         text_of = (lambda n: f"{n} {names[n]}") if len(names) == count else str
-        label = st.selectbox("Class", range(count), format_func=text_of, key="guide class")
+        label = choices.choice(
+            "Class", "guide_class", range(count), key="guide class", place=st, format_func=text_of
+        )
     upload = st.file_uploader("An image like which it is to be", IMAGE_TYPES, key="image prompt")
     return texts, upload, label
 
@@ -119,7 +132,7 @@ def _choose_start(desk: Desk) -> Begun | None:
     grids, shape = CodeGrids.of(desk.model.first_stage_model), desk.inputs.shape
     start = random_start(grids, shape, chance_for(desk.seed, 0, grids.device))
     [request] = requests_for_inputs(desk.model, desk.inputs, None, 1)
-    return Begun(desk.run, desk.model, request, start)
+    return Begun(desk.run, desk.model, request, start, desk.link)
 
 
 def _of_result(desk: Desk, result: Drawn) -> Begun:
@@ -134,7 +147,8 @@ def _of_result(desk: Desk, result: Drawn) -> Begun:
     free = None if marked is None else ~kept_tokens(marked, cell)
     indices = result.indices[number]
     start = Start([indices.flatten()], (indices.shape[0], indices.shape[1]), free)
-    return Begun(result.run, model, result.requests[number], start, is_image=True)
+    request = result.requests[number]
+    return Begun(result.run, model, request, start, result.link, is_image=True)
 
 
 def _require_prompts(targets: Sequence[Target], begun: Begun) -> None:

@@ -40,7 +40,12 @@ NAMES = {
     "steps": "number of steps",
     "seed": "seed",
     "count": "number of images",
+    "prompts": "prompts",
+    "guide_class": "class that guides",
+    "guide_steps": "number of steps of the guidance",
+    "guide_rate": "learning rate of the guidance",
 }
+GUIDANCE = ("prompts", "guide_class", "guide_steps", "guide_rate")
 
 
 class Place(Protocol):
@@ -55,6 +60,8 @@ class Place(Protocol):
     def radio(self, label: str, *args: Any, **options: Any) -> Any: ...
 
     def text_input(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+    def text_area(self, label: str, *args: Any, **options: Any) -> Any: ...
 
 
 def number_within(low: float, high: float) -> Callable[[str], Any]:
@@ -90,6 +97,9 @@ def one_of(options: Sequence[T], name: Callable[[T], str] = str) -> Callable[[st
 class Choices:
     """The widgets of one run of the script.
 
+    `key` of a widget is Streamlit's, by default the name. With `keep` its value lasts while it is
+    not shown, which those have no use for that are of one example or image alone.
+
     Attributes:
         wanted: values, as text, that a link or an entry of the history gives widgets to come.
         values: what the widgets that there were say, as text, by the names of `NAMES`.
@@ -103,13 +113,37 @@ class Choices:
             state.wanted = st.query_params.to_dict()
             state.problems = []
             state.kept = {}
+            state.widgets = {}
         self.wanted: dict[str, str] = state.wanted
         self.problems: list[str] = state.problems
         self.values: dict[str, str] = {}
         self.kept: dict[str, Any] = state.kept
+        self._widgets: dict[str, tuple[str, Callable[[Any], str]]] = state.widgets
         self._shown: list[str] = []
 
-    def begin(self, name: str, key: str, default: Any, read: Callable[[str], Any]) -> None:
+    def value(self, name: str, read: Callable[[str], T], default: T) -> T:
+        """What a widget that may come later will say; the default, if it was never shown."""
+        text = self.wanted.get(name)
+        if text is None:
+            key, text_of = self._widgets.get(name, (name, str))
+            if key not in st.session_state:
+                return default
+            text = text_of(st.session_state[key])
+        try:
+            return read(text)
+        except UserError:  # the widget says so
+            return default
+
+    def begin(
+        self,
+        name: str,
+        key: str,
+        default: Any,
+        read: Callable[[str], Any],
+        *,
+        keep: bool,
+        text_of: Callable[[Any], str] = str,
+    ) -> None:
         """Give the widget `key` the value that is wanted of it, or else its default at first.
 
         A value of before that `read` does not take any more, as the run changed, is dropped.
@@ -122,15 +156,26 @@ class Choices:
                 self.problems.append(f"the link's {NAMES[name]} is {shorten(text)}; {error}")
         if key not in state:
             state[key] = self.kept.get(key, default)
-        if key == name:  # others are of one example or image alone
+        self._widgets[name] = key, text_of
+        if keep:
             self._shown.append(key)
 
     def slider(
-        self, label: str, name: str, limits: tuple[float, float], default: float, **options: Any
+        self,
+        label: str,
+        name: str,
+        limits: tuple[float, float],
+        default: float,
+        *,
+        key: str | None = None,
+        keep: bool = True,
+        place: Place = st.sidebar,
+        **options: Any,
     ) -> float:
-        """A number in the sidebar; `options` are of `st.slider`."""
-        self.begin(name, name, default, number_within(*limits))
-        value = float(st.sidebar.slider(label, *limits, key=name, **options))
+        """A number; `options` are of `st.slider`."""
+        key = key or name
+        self.begin(name, key, default, number_within(*limits), keep=keep)
+        value = float(place.slider(label, *limits, key=key, **options))
         self.values[name] = str(value)
         return value
 
@@ -142,12 +187,13 @@ class Choices:
         default: int,
         *,
         key: str | None = None,
+        keep: bool = True,
         place: Place = st.sidebar,
         **options: Any,
     ) -> int:
         """A whole number; `options` are of `st.number_input`."""
         key, state = key or name, st.session_state
-        self.begin(name, key, default, number_within(*limits))
+        self.begin(name, key, default, number_within(*limits), keep=keep)
         if not limits[0] <= state[key] <= limits[1]:
             state[key] = default
         value = int(place.number_input(label, *limits, key=key, **options))
@@ -161,25 +207,34 @@ class Choices:
         options: Sequence[T],
         *,
         key: str | None = None,
+        keep: bool = True,
+        place: Place = st.sidebar,
         default: int = 0,
         text_of: Callable[[T], str] = str,
         radio: bool = False,
         **more: Any,
     ) -> T:
-        """One of several, in the sidebar; `text_of` is what links call it."""
+        """One of several; `text_of` is what links call it."""
         key, state = key or name, st.session_state
-        self.begin(name, key, options[default], one_of(options, text_of))
+        read = one_of(options, text_of)
+        self.begin(name, key, options[default], read, keep=keep, text_of=text_of)
         if state[key] not in options:
             state[key] = options[default]
-        side = st.sidebar
-        show: Any = side.radio if radio else side.selectbox
+        show: Any = place.radio if radio else place.selectbox
         value: T = show(label, options, key=key, **more)
         self.values[name] = text_of(value)
         return value
 
-    def text(self, label: str, name: str, default: str, *, key: str) -> str:
+    def lines(self, label: str, name: str, *, key: str, place: Place, **options: Any) -> str:
+        """A text of several lines, empty at first; `options` are of `st.text_area`."""
+        self.begin(name, key, "", str, keep=True)
+        value = str(place.text_area(label, key=key, **options))
+        self.values[name] = value
+        return value
+
+    def text(self, label: str, name: str, default: str, *, key: str, keep: bool = True) -> str:
         """A text in the sidebar."""
-        self.begin(name, key, default, str)
+        self.begin(name, key, default, str, keep=keep)
         value = str(st.sidebar.text_input(label, key=key, max_chars=200))
         self.values[name] = value
         return value

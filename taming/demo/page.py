@@ -13,7 +13,8 @@ from taming.demo.arguments import PageArguments, read_page_arguments
 from taming.demo.desk import Desk
 from taming.demo.gallery import WIDTH
 from taming.demo.history import history, show_new, spaced
-from taming.demo.links import Choices
+from taming.demo.links import Choices, number_within
+from taming.demo.painting import MOST_PIXELS
 from taming.demo.plain_text import escaped
 from taming.demo.runs import Loaded, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
@@ -39,15 +40,12 @@ def show() -> None:
     st.caption(escaped(loaded.text))
     if loaded.problem:
         st.error(escaped(f"the examples cannot be opened: {loaded.problem}"))
-    painting = choices.wanted.get("source", st.session_state.get("source")) == PAINTING
+    painting = choices.value("source", str, "") == PAINTING
     above = st.container()
-    left, right = columns_for(painting)
+    left, right = columns_for(painting, choices)
     with left:
         inputs, keep, kept = choose_beginning(loaded, choices, arguments)
     settings, seed, count = choose_settings(loaded.model, choices)
-    choices.finish()
-    with above:
-        choices.show_problems()
     with left:
         if inputs is not None:
             pictures = pictures_of(loaded, inputs, kept, run_arguments)
@@ -63,7 +61,7 @@ def show() -> None:
         seed=seed,
         count=count,
         link=dict(choices.values),
-        address=choices.address(),
+        choices=choices,
         arguments=arguments,
         data=data,
         guide=guide,
@@ -72,10 +70,21 @@ def show() -> None:
         pressed = st.button("Sample", key="sample", type="primary", disabled=inputs is None)
         with st.container():  # there always, so that the tabs below stay where they are
             if pressed:
-                st.session_state.pop("result", None)
-                history().turns += 1
-                show_new(desk.draw(settings, desk.link))
+                sample(desk)
         show_actions(desk)
+    choices.finish()  # once the tabs have their widgets too
+    with above:
+        choices.show_problems()
+
+
+def sample(desk: Desk) -> None:
+    """Draw samples, which the first tab shows; what cannot be drawn is said in their place."""
+    st.session_state.pop("result", None)
+    history().turns += 1
+    try:
+        show_new(desk.draw(desk.settings, desk.link))
+    except UserError as error:
+        st.error(escaped(sentence(error)))
 
 
 def choose_beginning(
@@ -132,10 +141,11 @@ def show_pictures(pictures: dict[str, Image.Image]) -> None:
         st.image(shown, caption=[escaped(name) for name in pictures], width=WIDTH)
 
 
-def columns_for(painting: bool) -> tuple[DeltaGenerator, DeltaGenerator]:
+def columns_for(painting: bool, choices: Choices) -> tuple[DeltaGenerator, DeltaGenerator]:
     """Where inputs go, and where samples go: side by side, if no wide canvas needs the room."""
-    state = st.session_state
-    if painting and state.get("width", 1) > MOST_RATIO * state.get("height", 1):
+    side = number_within(1, MOST_PIXELS)
+    width, height = (choices.value(name, side, 1) for name in ("width", "height"))
+    if painting and width > MOST_RATIO * height:
         return st.container(), st.container()
     left, right = st.columns([5, 4] if painting else [2, 3], gap="medium")
     return left, right

@@ -29,7 +29,7 @@ from taming.demo.painting import (
 from taming.demo.runs import Loaded
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.pictures import resize_and_crop, to_uint8
+from taming.pictures import Placed, resize_and_crop, to_uint8
 from taming.sampling import scenes
 from taming.sampling.completion import keep_mask
 from taming.sampling.conditions import image_condition_stage
@@ -250,4 +250,4 @@ def kept_tokens(marked: np.ndarray, cell: int) -> Tensor:
     mask = as_png(np.where(marked, 0, 255))
     with stored(mask) as (path,):
         height, width = marked.shape
-        return keep_mask(str(path), (height, width), cell)
+        return keep_mask(str(path), Placed.whole((height, width)), cell)

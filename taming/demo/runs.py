@@ -69,8 +69,9 @@ def choose_run(choices: Choices, given: Sequence[str]) -> str:
 
     if len(runs) > 1:
         return choices.choice("Run", "run", runs, text_of=text_of, format_func=text_of)
-    choices.begin("run", "only run", runs[0], lambda text: _only(text, text_of(runs[0])))
-    choices.values["run"] = text_of(runs[0])
+    only = text_of(runs[0])
+    choices.begin("run", "only run", runs[0], lambda text: _only(text, only), keep=False)
+    choices.values["run"] = only
     return runs[0]
 
 

@@ -13,7 +13,7 @@ from taming.demo.links import Choices
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.masked import STEPS
-from taming.pictures import to_pillow
+from taming.pictures import Placed, to_pillow
 from taming.sampling import SampleSettings
 from taming.sampling.completion import HALVES, keep_mask
 from taming.sampling.inputs import SampleInputs
@@ -80,8 +80,9 @@ def choose_kept(
         return _paint_kept(model, inputs.x)
     if keep == BOX:
         box = f"0,0,{width},{height // 2}"
-        keep = choices.text("x0,y0,x1,y1, in pixels", "box", box, key=f"box {box}")
-    return keep, keep_mask(keep, (height, width), pixels_per_token(model), read_files=False)
+        keep = choices.text("x0,y0,x1,y1, in pixels", "box", box, key=f"box {box}", keep=False)
+    placed = Placed.whole((height, width))
+    return keep, keep_mask(keep, placed, pixels_per_token(model), read_files=False)
 
 
 def _paint_kept(model: Net2NetTransformer, x: Tensor) -> tuple[str | None, Tensor | None]:

@@ -67,13 +67,19 @@ def choose_class(choices: Choices, count: int, own: int, names: dict[int, str]) 
     """A class by its name, or by its number where there are no names; `own` is the example's."""
     key = f"class of {own}"
     if not names:
-        return choices.number("Class", "class", (0, count - 1), own, key=key, place=st.sidebar)
+        return choices.number("Class", "class", (0, count - 1), own, key=key, keep=False)
     with_names = [
         f"{number}: {names[number]}" if number in names else str(number) for number in range(count)
     ]
     number_of = {name: str(number) for number, name in enumerate(with_names)}
     chosen = choices.choice(
-        "Class", "class", with_names, key=key, default=own, text_of=number_of.__getitem__
+        "Class",
+        "class",
+        with_names,
+        key=key,
+        keep=False,
+        default=own,
+        text_of=number_of.__getitem__,
     )
     return int(number_of[chosen])
 

@@ -104,8 +104,16 @@ class Prompts(Guide):
             for flag, name in named.items()
         }
         found["clip"] = encoder.file if isinstance(encoder, OpenClip) else None
-        images = (weighted_file(with_home(prompt))[0] for prompt in self.image_prompt)
-        return found | {f"image_prompt {n}": path for n, path in enumerate(images, 1)}
+        return found | {f"image_prompt {n}": path for n, (path, _) in enumerate(self._images, 1)}
+
+    @property
+    def image_weights(self) -> tuple[float, ...]:
+        """Of the image prompts."""
+        return tuple(weight for _, weight in self._images)
+
+    @property
+    def _images(self) -> list[tuple[str, float]]:
+        return [weighted_file(with_home(prompt)) for prompt in self.image_prompt]
 
     def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
         """What to draw, by the class; only None without `--classes`."""
@@ -118,8 +126,8 @@ class Prompts(Guide):
     def name(self) -> str:
         """For a folder."""
         words = [*self.prompt, *(Path(p).stem for p in self.image_prompt)]
-        words = words or [f"class {label}" for label in self.classes or ()]
-        return re.sub(r"[^\w.-]+", "_", " ".join(words)).strip("_.")[:60] or "prompts"
+        usual = "prompts" if words else "classes"  # which are folders in it
+        return re.sub(r"[^\w.-]+", "_", " ".join(words)).strip("_.")[:60] or usual
 
 
 @dataclass(frozen=True, kw_only=True)

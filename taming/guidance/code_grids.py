@@ -38,12 +38,14 @@ class CodeGrids:
         """The grids of a stage of images; the tables are copies, in float32 at least.
 
         Raises:
-            UserError: for a first stage of segmentations, and one without a grid for each level.
+            UserError: for a first stage of segmentations or of other channels than images have, and
+                one without a grid for each level.
         """
-        if stage.reads_labels:
+        if stage.reads_labels or stage.channels not in (1, 3):
+            kind = "labels" if stage.reads_labels else f"{stage.channels} channels"
             raise UserError(
-                "this first stage is one of labels, and a guide looks at images; give a run whose "
-                "first stage is of images"
+                f"this first stage is one of {kind}, and a guide looks at images, gray or in "
+                "colors; give a run whose first stage is of these"
             )
         quantizer = stage.quantize
         if isinstance(quantizer, LevelTables):

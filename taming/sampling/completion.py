@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,32 +14,18 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
-from taming.sampling.conditions import cut_to_tokens, read_picture, read_pixels
+from taming.pictures import Placed, Sizes
+from taming.sampling.conditions import content_for, read_pixels, to_input, whole_tokens
 
-Sizes = tuple[int, int]
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image of the user's, [1, C, H, W] in whole tokens.
-
-    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover;
-    `cut_off` are the rows and columns at its end that fill no token.
-    """
+    """A picture [1, C, H, W] in whole tokens, and how it was made of an image of the user's."""
 
     picture: Tensor
-    original: Sizes | None = None
-    reduced_to: Sizes | None = None
-    cut_off: Sizes = (0, 0)
-
-    @property
-    def given(self) -> Sizes | None:
-        """(height, width) of the user's image, in whose pixels boxes and masks are, if it has been
-        reduced or cut off."""
-        height, width = self.picture.shape[2:]
-        rows, columns = self.cut_off
-        return self.original or ((height + rows, width + columns) if any(self.cut_off) else None)
+    placed: Placed
 
 
 def read_photo(
@@ -47,47 +33,43 @@ def read_photo(
 ) -> Photo:
     """An image resized to `size` in pixels, if one is given; else at most as large as those of
     training, `trained` in tokens, unless `full_size`."""
-    factor, channels = stage.downsampling_factor, stage.channels
+    factor = stage.downsampling_factor
+    pixels = read_pixels(path, content_for(stage.channels))
+    placed = _place((pixels.shape[0], pixels.shape[1]), factor, trained, size, full_size)
+    placed = replace(placed, size=whole_tokens(placed.size, factor))
+    return Photo(to_input(placed.of(pixels)), placed)
+
+
+def _place(
+    before: Sizes, factor: int, trained: Sizes, size: Sizes | None, full_size: bool
+) -> Placed:
     if size is not None:
-        return Photo(cut_to_tokens(read_picture(path, channels, size), factor))
-    whole = read_picture(path, channels)
-    height, width = whole.shape[2:]
-    rows, columns = trained
-    if full_size or height // factor <= rows or width // factor <= columns:
-        return Photo(cut_to_tokens(whole, factor), cut_off=(height % factor, width % factor))
-    covered = (rows * factor, columns * factor)
-    picture = read_picture(path, channels, reduce_to=covered)
-    return Photo(cut_to_tokens(picture, factor), (height, width), covered)
+        return Placed.covering(before, size)
+    if full_size or any(old // factor <= new for old, new in zip(before, trained, strict=True)):
+        return Placed.whole(before)
+    return Placed.reduced(before, (trained[0] * factor, trained[1] * factor))
 
 
-def keep_mask(
-    keep: str,
-    size: tuple[int, int],
-    factor: int,
-    *,
-    read_files: bool = True,
-    original: tuple[int, int] | None = None,
-) -> Tensor:
+def keep_mask(keep: str, placed: Placed, factor: int, *, read_files: bool = True) -> Tensor:
     """Which tokens are kept: bool (H / factor, W / factor), those with all their pixels kept.
 
     Args:
-        keep: `top-half`, `bottom-half`, `left-half`, `right-half`; a box `x0,y0,x1,y1` in pixels;
-            or an image file, white where pixels are kept and black elsewhere.
-        size: (H, W) in pixels, multiples of `factor`.
+        keep: `top-half`, `bottom-half`, `left-half`, `right-half` of the picture; a box
+            `x0,y0,x1,y1` in the image's pixels; or an image file, white where pixels are kept and
+            black elsewhere, of the size of the image or of the picture.
+        placed: how the picture, of multiples of `factor`, was made of the image.
         read_files: whether an image file may be named; others than the user may not.
-        original: (H, W) of the image before it was reduced to cover `size`, and the rest cut off;
-            one that is less than a token larger was only cut. Boxes and files are in its pixels;
-            files may also be in those of `size`.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
-    pixels = _marked(keep, size, factor, original, _KEPT, read_files=read_files)
-    tokens = _whole_tokens(_as_picture(pixels, size, factor), factor)
+    region = _marked(keep, placed, factor, _KEPT, read_files=read_files)
+    tokens = _full_tokens(region.whole_pixels(region.marked), factor)
     if not tokens.any():
         patch = f"'{keep}' keeps no whole patch of {factor} x {factor} pixels"
-        reduced = _once_reduced(original, size)
-        raise UserError(f"{patch}{reduced}; keep more of the image, or sample one from nothing")
+        raise UserError(
+            f"{patch}{_once_placed(placed)}; keep more of the image, or sample one from nothing"
+        )
     if tokens.all():
         raise UserError(
             f"'{keep}' keeps the whole image, so that there is nothing to sample; keep less of it"
@@ -95,9 +77,7 @@ def keep_mask(
     return tokens
 
 
-def changed_mask(
-    changed: str, size: tuple[int, int], factor: int, original: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor]:
+def changed_mask(changed: str, placed: Placed, factor: int) -> tuple[Tensor, Tensor]:
     """What of an image may change: tokens, bool (H / factor, W / factor), those with any pixel of a
     region; and these pixels, bool (H, W).
 
@@ -106,12 +86,30 @@ def changed_mask(
     Raises:
         UserError: as `keep_mask` does, and if nothing would change.
     """
-    unmarked = ~_marked(changed, size, factor, original, _CHANGED)
-    kept = _as_picture(unmarked, size, factor)
-    tokens = ~_whole_tokens(kept, factor)
+    region = _marked(changed, placed, factor, _CHANGED)
+    kept = region.whole_pixels(~region.marked)
+    tokens = ~_full_tokens(kept, factor)
     if not tokens.any():
-        raise UserError(f"'{changed}' marks no pixel of the image, so that nothing would change")
+        raise UserError(
+            f"'{changed}' marks no pixel of the image{_once_placed(placed)}, so that nothing would "
+            "change"
+        )
     return tokens, ~kept
+
+
+class _Region(NamedTuple):
+    """Pixels that are marked, bool (H, W), and how the picture is made of what they are of."""
+
+    marked: Tensor
+    placed: Placed
+
+    def whole_pixels(self, pixels: Tensor) -> Tensor:
+        """Those of the picture that are of pixels alone, bool (H, W) as `marked` is."""
+        (top, left), (height, width) = self.placed.corner, self.placed.size
+        if self.placed.resized != self.placed.before:
+            shares = F.interpolate(pixels[None, None].float(), self.placed.resized, mode="area")
+            pixels = shares[0, 0] == 1
+        return pixels[top : top + height, left : left + width]
 
 
 class _Meaning(NamedTuple):
@@ -125,60 +123,44 @@ _KEPT, _CHANGED = _Meaning("--keep", "are kept"), _Meaning("--mask", "may change
 
 
 def _marked(
-    region: str,
-    size: tuple[int, int],
-    factor: int,
-    original: tuple[int, int] | None,
-    meaning: _Meaning,
-    *,
-    read_files: bool = True,
-) -> Tensor:
-    """The pixels of a half, a box or a file, bool (H, W) of the image before it was reduced."""
-    given = read_files and Path(region).is_file()
-    if region in HALVES and not given:
-        return _within(_half(region, size, factor), size)
-    before = original or size
+    text: str, placed: Placed, factor: int, meaning: _Meaning, *, read_files: bool = True
+) -> _Region:
+    """A half, a box or a file."""
+    given = read_files and Path(text).is_file()
+    whole = Placed.whole(placed.size)
     if given:
-        return _read_mask(Path(region), (before, size), meaning)
-    return _within(_box(region, before, meaning), before)
+        pixels = _read_mask(Path(text), (placed.before, placed.size), meaning)
+        return _Region(pixels, placed if tuple(pixels.shape) == placed.before else whole)
+    if text in HALVES:
+        return _Region(_within(_half(text, placed.size, factor), placed.size), whole)
+    return _Region(_within(_box(text, placed.before, meaning), placed.before), placed)
 
 
-def _whole_tokens(pixels: Tensor, factor: int) -> Tensor:
+def _full_tokens(pixels: Tensor, factor: int) -> Tensor:
     """Tokens all of whose pixels are marked."""
     height, width = pixels.shape
     return pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
 
 
-def _once_reduced(original: tuple[int, int] | None, size: tuple[int, int]) -> str:
-    """In which pixels boxes and masks of an image are that was reduced, for the end of errors."""
-    if original is None:
+def _once_placed(placed: Placed) -> str:
+    """In which pixels boxes and masks are, for errors; nothing if they are the picture's."""
+    if placed == Placed.whole(placed.before):
         return ""
-    before, now = (f"{width} x {height}" for height, width in (original, size))
+    before, now = (f"{width} x {height}" for height, width in (placed.before, placed.size))
     return (
-        " once the image is reduced or cut off: boxes and masks are in its own "
+        " once the image is resized or cut off: boxes and masks are in its own "
         f"{before} pixels, not {now}"
     )
 
 
-def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+def _within(box: tuple[int, int, int, int], size: Sizes) -> Tensor:
     x0, y0, x1, y1 = box
     pixels = torch.zeros(*size, dtype=torch.bool)
     pixels[y0:y1, x0:x1] = True
     return pixels
 
 
-def _as_picture(pixels: Tensor, size: Sizes, factor: int) -> Tensor:
-    """bool (H, W) of the image before, as the picture of `size` shows it: see `keep_mask`."""
-    sides = list(zip(size, pixels.shape, strict=True))
-    if not all(0 <= old - new < factor for new, old in sides):
-        scale = max(new / old for new, old in sides)
-        covering = [max(new, round(scale * old)) for new, old in sides]
-        shares = F.interpolate(pixels[None, None].float(), covering, mode="area")[0, 0]
-        pixels = shares == 1  # those that are marked as a whole
-    return pixels[: size[0], : size[1]]
-
-
-def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
+def _half(name: str, size: Sizes, factor: int) -> tuple[int, int, int, int]:
     height, width = size
     y, x = (side // factor // 2 * factor for side in size)
     return {
@@ -203,7 +185,7 @@ def _read_mask(path: Path, sizes: Sequence[Sizes], meaning: _Meaning) -> Tensor:
     return values > 127
 
 
-def _box(text: str, size: tuple[int, int], meaning: _Meaning) -> tuple[int, int, int, int]:
+def _box(text: str, size: Sizes, meaning: _Meaning) -> tuple[int, int, int, int]:
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise UserError(

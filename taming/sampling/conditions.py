@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,7 +27,7 @@ from taming.data.files.tar_members import opened
 from taming.errors import DamagedImage, UserError, absence
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
-from taming.pictures import resize, resize_and_crop, to_values_array
+from taming.pictures import Placed, Sizes, resize_and_crop, to_values_array
 
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
@@ -91,26 +92,23 @@ def read_picture(
     path: str | Path,
     channels: int = 3,
     size: tuple[int, int] | None = None,
-    reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
 
-    With `size` (height, width) it is resized to cover that, and the rest cut off; with `reduce_to`
-    it is reduced until it just covers that, if it is larger.
+    With `size` (height, width) it is resized to cover that, and the rest cut off.
     """
-    pixels = read_pixels(path, _content_for(channels))
-    if reduce_to is not None:
-        pixels = _reduced(pixels, reduce_to, Image.Resampling.BILINEAR)
-    return _to_input(resize_and_crop(pixels, size) if size else pixels)
+    pixels = read_pixels(path, content_for(channels))
+    return to_input(resize_and_crop(pixels, size) if size else pixels)
 
 
-def _content_for(channels: int) -> Content:
+def content_for(channels: int) -> Content:
+    """What files have for a model of that many channels; `UserError` if they do not have them."""
     if channels not in (1, 3):
         raise UserError(f"the model reads {channels} channels, and image files have 1 or 3")
     return "color" if channels == 3 else "gray"
 
 
-def _to_input(pixels: np.ndarray) -> Tensor:
+def to_input(pixels: np.ndarray) -> Tensor:
     """[1, C, H, W] of (H, W, C): values of uint8 pixels, floats as they are."""
     values = to_values_array(pixels) if pixels.dtype == np.uint8 else pixels
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
@@ -121,6 +119,7 @@ def read_input(
     path: str | Path,
     size: tuple[int, int] | None = None,
     reduce_to: tuple[int, int] | None = None,
+    beside: Placed | None = None,
 ) -> Tensor:
     """What a first stage reads, [1, C, H, W]: an image, or labels one-hot.
 
@@ -129,9 +128,11 @@ def read_input(
     Args:
         size: (height, width) to cover, cutting off the rest.
         reduce_to: larger images are reduced until they just cover this.
+        beside: how the picture was made that it is a map of; one of the image's proportions is
+            resized and cut as that was.
     """
     labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
-    content: Content = "labels" if labels else _content_for(stage.channels)
+    content: Content = "labels" if labels else content_for(stage.channels)
     pixels = read_pixels(path, content)
     if labels:
         if not 0 <= pixels.min() <= pixels.max() < stage.channels:
@@ -140,33 +141,36 @@ def read_input(
                 f"{stage.channels - 1}"
             )
         resampling = Image.Resampling.NEAREST  # numbers are not mixed
+    own = (pixels.shape[0], pixels.shape[1])
+    if beside is not None:
+        pixels = _placed_beside(own, beside).of(pixels, resampling)
     if reduce_to is not None:
-        pixels = _reduced(pixels, reduce_to, resampling)
+        pixels = Placed.reduced(own, reduce_to).of(pixels, resampling)
     if size is not None:
         pixels = resize_and_crop(pixels, size, resampling)
-    return _to_input(one_hot(pixels, stage.channels) if labels else pixels)
+    return to_input(one_hot(pixels, stage.channels) if labels else pixels)
 
 
-def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Reduced until one side fits into `size` and the other covers it; nothing is cut off."""
-    sides = list(zip(size, pixels.shape, strict=False))
-    scale = max(wanted / side for wanted, side in sides)
-    if scale >= 1:
-        return pixels
-    height, width = (max(wanted, round(side * scale)) for wanted, side in sides)
-    return resize(pixels, (height, width), resampling)
+def _placed_beside(own: Sizes, image: Placed) -> Placed:
+    """How a map of size `own` is made one of an image's picture; as it is, if it cannot be."""
+    (height, width), (rows, columns) = own, image.before
+    in_proportion = abs(height * columns - width * rows) <= max(image.before)  # to a pixel
+    enough = all(side >= wanted for side, wanted in zip(own, image.size, strict=True))
+    if own == image.size or not (own == image.before or (in_proportion and enough)):
+        return Placed.whole(own)
+    return replace(image, before=own)
 
 
 def read_condition(
     model: Net2NetTransformer,
     text: str,
     size: tuple[int, int] | None = None,
-    reduce_to: tuple[int, int] | None = None,
+    beside: Placed | None = None,
 ) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    `size` is what the file must have, in pixels (height, width); None takes any. With `reduce_to`
-    it is reduced as its image was, see `read_picture`, and cut to `size`.
+    `size` is what the file must have, in pixels (height, width); None takes any. One that is given
+    `beside` an image may have that image's size, see `read_input`.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, labels out of
@@ -176,9 +180,7 @@ def read_condition(
         if not text.isdecimal() or int(text) >= model.n_classes:
             raise UserError(f"the condition is a class, 0 to {model.n_classes - 1}, not '{text}'")
         return torch.tensor([int(text)])
-    condition = read_input(image_condition_stage(model), text, reduce_to=reduce_to)
-    if size is not None and reduce_to is not None:
-        condition = condition[:, :, : size[0], : size[1]]
+    condition = read_input(image_condition_stage(model), text, beside=beside)
     if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(
@@ -197,8 +199,14 @@ def image_condition_stage(model: Net2NetTransformer) -> FirstStage:
 
 def cut_to_tokens(images: Tensor, factor: int) -> Tensor:
     """[B, C, H, W] without the last rows and columns that fill no whole token."""
-    height, width = (side // factor * factor for side in images.shape[2:])
-    if not height or not width:
-        size = f"{images.shape[3]} x {images.shape[2]}"
-        raise UserError(f"the image has {size} pixels, fewer than the {factor} of one token")
+    height, width = whole_tokens((images.shape[2], images.shape[3]), factor)
     return images[:, :, :height, :width]
+
+
+def whole_tokens(size: Sizes, factor: int) -> Sizes:
+    """The largest size within `size` of whole tokens; `UserError` if there is not one."""
+    height, width = (side // factor * factor for side in size)
+    if not height or not width:
+        pixels = f"{size[1]} x {size[0]}"
+        raise UserError(f"the image has {pixels} pixels, fewer than the {factor} of one token")
+    return height, width

@@ -35,6 +35,8 @@ RECORD = "sampling"
 # What to do if a file cannot be written: see `atomic_path`.
 ADVICE = "finished samples stay, and the same command goes on with the rest"
 FILES = "files"  # in a record: the hashes of the files that flags name, by these
+# Of these their hashes alone count, not how their paths are written.
+PATHS = ("image", "keep", "condition", "init", "mask", "image_prompt")
 # What differs if hashes do.
 OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
@@ -184,11 +186,17 @@ class SampleFolder:
 def _check_record(path: Path, wanted: Mapping[str, Any]) -> None:
     record = record_of(path)
     for key, value in wanted.items():
-        if record.get(key, value) != value:
+        hashed = key in PATHS and all(_has_hash(each, key) for each in (record, wanted))
+        if not hashed and record.get(key, value) != value:
             raise UserError(
                 f"{path} was sampled with {_difference(key, record[key], value)}: choose another "
                 "--outdir, or remove the old samples"
             )
+
+
+def _has_hash(record: Mapping[str, Any], key: str) -> bool:
+    """Whether a record knows the content of the file of a flag, or of the first of several."""
+    return not {key, f"{key} 1"}.isdisjoint(record.get(FILES, {}))
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 import taming
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from tests.kit.demo import Canvas, app, captions, error_of, painted
+from tests.kit.demo import Canvas, app, as_read, captions, error_of, linked, painted
 from tests.kit.guidance import Colors
 from tests.kit.models import transformer_config
 from tests.kit.runs import tiny_run
@@ -104,6 +104,17 @@ def test_a_class_then_a_part_of_the_image(
     assert second.indices[0][2:].equal(first.indices[0][2:])
     assert not second.indices[0][:2].equal(first.indices[0][:2])
     assert len(page.session_state.history.entries) == 2
+    # Each entry has what it was guided by, and the link as well.
+    held = {"guide_class": "1", "guide_steps": "3", "guide_rate": "0.5"}
+    assert held.items() <= linked(page).items()
+    assert "guide_class=1" in page.code[0].value
+    for number, label, rate in ((1, 2, 0.1), (2, 1, 0.5)):
+        page.number_input(key="guide steps").set_value(9)
+        page.button(key=f"restore {number}").click().run()
+        assert not page.warning and page.selectbox(key="guide class").value == label
+        assert page.number_input(key="guide steps").value == 3
+        assert page.slider(key="guide rate").value == rate
+    page.radio(key="guide start").set_value("the image that is shown").run()
     # The transformer samples parts of what was guided, too.
     Canvas(monkeypatch, region=painted(marked))
     page.run()
@@ -130,6 +141,9 @@ def test_texts_and_an_image(
     drawn = guided(page)
     assert record_of(drawn)["prompts"] == [["red", 0.5], ["green:-1", 2.0], ["red", 1.0]]
     assert "prompts red:0.5 + green:-1:2 + red" in drawn.caption
+    page.text_area(key="prompts").set_value("blue").run()
+    page.button(key="restore 1").click().run()
+    assert page.text_area(key="prompts").value == "red:0.5\n\ngreen:-1:2\nred"
     from taming.demo import guided as module
 
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
@@ -139,6 +153,30 @@ def test_texts_and_an_image(
     assert record_of(guided(page))["prompts"] == [["blue.png", 1.0]]
     expected = torch.tensor([-0.5, -0.5, 0.5])
     assert any(seen.mean(dim=(0, 2, 3)).sub(0.5).allclose(expected) for seen in colors.seen)
+
+
+def test_a_link_says_who_guides_and_an_image_of_another_run_stays_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    run: Path,
+    data: tuple[str, str],
+    colors: Colors,
+) -> None:
+    other = tiny_run(tmp_path / "other")
+    link = "run=run&prompts=red&guide_steps=2&guide_rate=2&guide_class=1"
+    page = app(monkeypatch, run, "-r", str(other), *data, "--clip", "any", link=link)
+    assert page.text_area(key="prompts").value == "red"
+    assert [as_read(warning.value) for warning in page.warning] == [
+        "the link's learning rate of the guidance is '2'; it must be from 0.01 to 0.5",
+        "the link gives the class that guides, which has no use here",
+    ]
+    guided(page)
+    page.selectbox(key="run").set_value("other").run()
+    page.radio(key="guide start").set_value("the image that is shown").run()
+    second = guided(page)
+    assert (second.run, second.link["run"]) == (str(run), "run")
+    page.button(key="restore 2").click().run()
+    assert linked(page)["run"] == "run" and not page.warning
 
 
 def test_labels_cannot_be_guided(

@@ -17,7 +17,7 @@ from taming.demo.links import NAMES
 from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling.folder import RECORD
-from tests.kit.demo import app, as_read, captions, error_of, note_calls, sampled
+from tests.kit.demo import app, as_read, captions, error_of, linked, note_calls, sampled
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
@@ -30,11 +30,6 @@ def page_of(monkeypatch: pytest.MonkeyPatch, link: str = "") -> Any:
     if not run.exists():
         tiny_run(run, GUIDED)
     return app(monkeypatch, run, "-b", str(write_data(Path("data.yaml"))), link=link)
-
-
-def linked(page: Any) -> dict[str, str]:
-    values = page.query_params.items()
-    return {name: value if isinstance(value, str) else value[0] for name, value in values}
 
 
 # ---------------------------------------------------------------------- links
@@ -75,6 +70,11 @@ def test_the_address_follows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = page_of(monkeypatch)
     page.number_input(key="seed").set_value(8)
     page.number_input(key="example").set_value(1).run()
+    assert {"seed": "8", "example": "1", "class": "1"}.items() <= linked(page).items()
+    page.number_input(key="class of 1").set_value(3).run()
+    assert linked(page)["class"] == "3"
+    for example in (0, 1):  # whose class is its own again
+        page.number_input(key="example").set_value(example).run()
     assert {"seed": "8", "example": "1", "class": "1"}.items() <= linked(page).items()
     assert set(linked(page)) <= set(NAMES)
 

@@ -34,6 +34,24 @@ def page_of(kind: str, monkeypatch: pytest.MonkeyPatch, link: str, *flags: str) 
     return app(monkeypatch, run, "-b", str(data), *flags, link=link)
 
 
+WIDE = [5, 4]  # of a canvas and of what is beside it
+
+
+def note_columns(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `st.columns` is called with from now on."""
+    from taming.demo import page
+
+    calls: list[Any] = []
+    original = page.st.columns
+
+    def columns(widths: Any, **options: Any) -> Any:
+        calls.append(widths)
+        return original(widths, **options)
+
+    monkeypatch.setattr(page.st, "columns", columns)
+    return calls
+
+
 def test_what_there_is_to_paint_depends_on_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     Canvas(monkeypatch)
     for kind in KINDS:
@@ -81,8 +99,13 @@ def test_labels_that_the_model_does_not_have(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_size_of_a_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
-    canvas = Canvas(monkeypatch)
+    canvas, columns = Canvas(monkeypatch), note_columns(monkeypatch)
     page = page_of("labels", monkeypatch, "source=a painting&width=24&height=8")
+    assert WIDE not in columns  # by the link already: a wide one has all of the page's width
+    page.number_input(key="height").set_value(16).run()
+    assert columns.count(WIDE) == 1
+    page.number_input(key="height").set_value(8).run()
+    assert columns.count(WIDE) == 1
     given = canvas.given["labels canvas"]
     assert (given["width"], given["height"]) == (24, 8)
     assert sampled(page).size == (24, 8)
@@ -219,6 +242,16 @@ def test_a_region_is_drawn_again_and_that_is_undone(monkeypatch: pytest.MonkeyPa
     page.button(key="undo").click().run()  # the canvas still has what was clicked before
     assert page.session_state.result is first and len(calls) == 1
     assert page.button(key="undo").disabled
+    clicked(monkeypatch, canvas, page)  # the same again gives something new
+    third = page.session_state.result
+    assert [options["seed"] for _, _, options in calls] == [6, 7]
+    assert third.changes[1][0]["seed"] == 7
+    assert not torch.equal(third.indices[1], second.indices[1])
+    page.button(key=f"restore {page.session_state.history.entries[-1][0]}").click().run()
+    assert page.session_state.result is first
+    page.radio(key="chosen").set_value(2).run()
+    clicked(monkeypatch, canvas, page)
+    assert calls[-1][2]["seed"] == 8
 
 
 def test_regions_of_a_result_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

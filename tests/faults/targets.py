@@ -23,6 +23,7 @@ from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.custom import CustomTrain
 from taming.data.imagenet import ImageNetTrain
 from taming.data.shards import Shards
+from taming.pictures import Placed
 from taming.sampling.completion import keep_mask
 from taming.sampling.conditions import read_picture
 from taming.sampling.scenes import read_layout
@@ -176,7 +177,7 @@ def layout(case: Any) -> None:
 def mask(case: str) -> None:
     """A file for --keep, of an image of 16 x 16 pixels with patches of 4 x 4."""
     Path("mask.png").write_bytes(case.encode("latin-1"))
-    keep_mask("mask.png", (16, 16), 4)
+    keep_mask("mask.png", Placed.whole((16, 16)), 4)
 
 
 def image(case: str) -> None:

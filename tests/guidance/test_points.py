@@ -8,6 +8,7 @@ from taming.errors import UserError
 from taming.guidance.code_grids import CodeGrids
 from taming.guidance.points import GUMBEL, SOFT, STRAIGHT_THROUGH, Latents, Logits, Point
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.vqgan import VQModel
 from tests.kit.models import SEGMENTATION, VQGAN, build, first_stage_config
 from tests.models.test_two_level import CONFIG as TWO_LEVEL
 
@@ -152,9 +153,15 @@ def test_two_levels() -> None:
     assert fine[:factor, :factor].all() and int(fine.sum()) == 2 * factor**2
 
 
-def test_a_stage_of_labels_is_refused() -> None:
+def test_a_stage_of_labels_or_of_other_channels_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(UserError, match="this first stage is one of labels, and a guide looks at"):
         CodeGrids.of(build(SEGMENTATION))
+    monkeypatch.setattr(VQModel, "reads_labels", False)  # as first stages of other code may say
+    for channels in (2, 4):
+        with pytest.raises(UserError, match=f"is one of {channels} channels, and a guide looks"):
+            CodeGrids.of(build(first_stage_config(channels=channels)))
 
 
 def test_a_kept_quantizer_looks_up_the_codes_in_use(tmp_path: object) -> None:

@@ -43,6 +43,12 @@ def app(monkeypatch: pytest.MonkeyPatch, run: Path | None, *flags: str, link: st
     return page.run()
 
 
+def linked(page: Any) -> dict[str, str]:
+    """What the page's address holds."""
+    values = page.query_params.items()
+    return {name: value if isinstance(value, str) else value[0] for name, value in values}
+
+
 def note_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What `sample_images` is called with from now on."""
     from taming.demo import drawing

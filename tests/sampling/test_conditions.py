@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from taming.data.tools.extraction import depth_picture
 from taming.errors import DamagedImage, UserError
+from taming.pictures import Placed
 from taming.sampling.conditions import (
     cut_to_tokens,
     read_condition,
@@ -60,8 +62,6 @@ def test_sizes(tmp_path: Path) -> None:
     for size in ((12, 9), (3, 6)):
         assert read_picture(file, 1, size).shape == (1, 1, *size)
     assert torch.equal(read_picture(file, 1, (6, 4)), read_picture(file, 1)[..., 4:8])
-    assert read_picture(file, 1, reduce_to=(3, 3)).shape == (1, 1, 3, 6)
-    assert torch.equal(read_picture(file, 1, reduce_to=(7, 7)), read_picture(file, 1))
     assert cut_to_tokens(ramp, 4).shape == (1, 1, 4, 12)
     with pytest.raises(UserError, match="12 x 6 pixels, fewer than the 8"):
         cut_to_tokens(ramp, 8)
@@ -116,7 +116,20 @@ def test_pictures_as_conditions(tmp_path: Path) -> None:
     c = read_condition(model, save(tmp_path / "a.png", np.zeros((8, 8, 3))), (8, 8))
     assert torch.equal(c, torch.full((1, 3, 8, 8), -1.0))
     file = save(tmp_path / "b.png", np.zeros((16, 21, 3)))
-    assert read_condition(model, file, (8, 8), reduce_to=(8, 8)).shape == (1, 3, 8, 8)
+    image = replace(Placed.reduced((16, 21), (8, 8)), size=(8, 8))
+    for size in ((16, 21), (8, 8), (12, 16)):  # the image's, the picture's, and in proportion
+        beside = save(tmp_path / "map.png", np.zeros((*size, 3)))
+        assert read_condition(model, beside, (8, 8), image).shape == (1, 3, 8, 8)
+    for size in ((12, 21), (7, 9)):
+        beside = save(tmp_path / "map.png", np.zeros((*size, 3)))
+        with pytest.raises(UserError, match=f"{size[1]} x {size[0]} pixels, and the image will"):
+            read_condition(model, beside, (8, 8), image)
+    centre = np.zeros((16, 8, 3), np.uint8)
+    centre[4:12] = 255  # of which the middle is cut out
+    file = save(tmp_path / "c.png", centre)
+    image = Placed.covering((16, 8), (8, 8))
+    assert read_condition(model, file, (8, 8), image).eq(1).all()
+    file = save(tmp_path / "b.png", np.zeros((16, 21, 3)))
     assert read_condition(model, file).shape == (1, 3, 16, 21)
 
 

@@ -192,6 +192,9 @@ def test_boxes_and_masks_are_of_the_photograph(run: Path, photo: Path, tmp_path:
     ]
     kept = [read_picture(root / "kept.png") for root in roots]
     assert torch.equal(kept[0], kept[1])
+    sized = ("--size", "8,8", "--keep", "0,0,32,48", "--condition", "2", "-n", "1")  # the left half
+    middle = read_picture(complete(run, photo, tmp_path / "sized", *sized) / "kept.png")
+    assert middle[..., :4].abs().max() > 0.01 and middle[..., 4:].abs().max() < 0.01
     assert torch.equal(kept[0][..., :4], read_picture(roots[0] / "input.png")[..., :4])
     assert kept[0][..., 4:].abs().max() < 0.01
 
@@ -222,7 +225,7 @@ def test_a_box_too_small_for_the_reduced_photograph(
     said = capsys.readouterr()
     assert said.out == "the image of 64 x 48 pixels is reduced; --full_size keeps its size\n"
     assert (
-        "once the image is reduced or cut off: boxes and masks are in its own 64 x 48 pixels"
+        "once the image is resized or cut off: boxes and masks are in its own 64 x 48 pixels"
         in said.err
     )
     with pytest.raises(SystemExit):
@@ -320,8 +323,8 @@ def test_other_contents_of_the_same_files_are_other_samples(
     flags = ("--keep", str(mask), "--condition", "2", "-n", "1")
     root = complete(run, photo, tmp_path / "out", *flags)
     before = (root / "input.png").read_bytes()
-    complete(run, photo, tmp_path / "out", *flags)
-    assert "(0 of them new)" in capsys.readouterr().out
+    complete(run, tmp_path / "." / ".." / tmp_path.name / "photo.png", tmp_path / "out", *flags)
+    assert "(0 of them new)" in capsys.readouterr().out  # whatever path names the file
     for path, flag in ((mask, "keep"), (photo, "image")):
         kept = path.read_bytes()
         half = Image.new("L", (12, 8))
