@@ -42,7 +42,7 @@ OTHER = {
     "weights": "other weights (another checkpoint, or others of its weights)",
     "config": "another config of the model (by --base or overrides)",
     "picture": "another picture of the image (reduced, cut or resized otherwise)",
-    "kept": "another part kept (--keep is of the image as it is, or of the size that is given)",
+    "kept": "another part kept",
     "condition_hash": "another condition (what it comes from has changed)",
 }
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")

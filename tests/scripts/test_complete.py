@@ -339,22 +339,20 @@ def test_other_contents_of_the_same_files_are_other_samples(
     assert (root / "input.png").read_bytes() == before
 
 
-def test_the_same_words_of_another_size_are_other_samples(
+def test_the_same_words_of_another_picture_are_other_samples(
     run: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A box is in the pixels of a photograph that is reduced, else of the size that is given."""
+    """A box is in the photograph's own pixels, whatever size is given; another crop is another."""
     square, wide = tmp_path / "square.png", tmp_path / "wide.png"
     Image.open(image).resize((16, 16)).save(square)
     Image.open(image).resize((11, 9)).save(wide)
     flags = ("--condition", "2", "-n", "1", "--keep")
-    for photo, keep, others, said in (
-        (square, "0,0,4,8", ("--size", "8,8"), "another part kept"),
-        (wide, "top-half", ("--size", "8,10"), "another picture of the image"),
-    ):
-        first = () if photo == square else ("--full_size",)
-        root = complete(run, photo, tmp_path / photo.stem, *flags, keep, *first)
-        before = (root / "kept.png").read_bytes()
-        with pytest.raises(SystemExit):
-            complete(run, photo, tmp_path / photo.stem, *flags, keep, *others)
-        assert f"was sampled with {said}" in capsys.readouterr().err
-        assert (root / "kept.png").read_bytes() == before
+    complete(run, square, tmp_path / "square", *flags, "0,0,4,8")
+    complete(run, square, tmp_path / "square", *flags, "0,0,4,8", "--size", "8,8")
+    assert "(0 of them new)" in capsys.readouterr().out
+    root = complete(run, wide, tmp_path / "wide", *flags, "top-half", "--full_size")
+    before = (root / "kept.png").read_bytes()
+    with pytest.raises(SystemExit):
+        complete(run, wide, tmp_path / "wide", *flags, "top-half", "--size", "8,10")
+    assert "was sampled with another picture of the image" in capsys.readouterr().err
+    assert (root / "kept.png").read_bytes() == before
