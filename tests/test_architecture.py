@@ -70,7 +70,7 @@ ALLOWED = {
     "freed_memory": set(),
     "sharding": {"distributed", "errors"},
     "pictures": {"errors"},
-    "figures": {"atomic_files", "errors"},
+    "figures": {"atomic_files", "errors", "shipped"},
     "published_models": {"errors", "shipped"},
     "published_names": {"errors"},
     "trust": {"atomic_files", "errors"},
@@ -107,7 +107,7 @@ ALLOWED = {
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},
     "guidance": LEAVES | {"guidance", "evaluation", "sampling", "models", "modules"},
     "training": LEAVES | {"training", "models", "modules", "data"},
-    "gallery": LEAVES | {"gallery", "program", "sampling", "data"},
+    "gallery": LEAVES | {"gallery", "sampling", "data", "training"},
     "demo": LEAVES | {"demo", "guidance", "sampling", "models", "modules", "data"},
 }
 

@@ -27,6 +27,7 @@ from taming.shipped import (
     SCRIPTS,
     as_called,
     config_names,
+    extra,
     find_config,
     run_script,
     runnable,
@@ -135,7 +136,9 @@ def test_messages_name_the_commands_that_are_there(monkeypatch: pytest.MonkeyPat
         "python scripts/sample_fast.py",
         "python main.py",
     ]
+    assert extra("data", "eval") == "pip install -e '.[data,eval]'"
     pretend_a_wheel(monkeypatch)
+    assert extra("guide") == "pip install 'taming-transformers[guide]'"
     assert [script("main"), run_script("download_models")] == ["taming train", "taming download"]
     assert {run_script(name) for name in SCRIPTS.values()} == {f"taming {own}" for own in SCRIPTS}
 
@@ -311,6 +314,11 @@ def test_streamlits_flags_keep_their_values() -> None:
         *(*first, *ours, "--server.baseUrlPath=demo", "--runner.fastReruns=false"),
         *("--server.port=1", "--", "-r", "x"),
     ]
+    # As one writes who has `streamlit run` in mind.
+    for before in ([], ["--server.port=1"]):
+        assert demo_words(path, [*before, "--", "-r", "x"]) == demo_words(
+            path, [*before, "-r", "x"]
+        )
     words = demo_words(path, ["-r", "x", "--server.address", "0.0.0.0"])
     assert words == [*first, *ours[1:], "--server.address=0.0.0.0", "--", "-r", "x"]
     for wrong in (["--server.port"], ["--server.port", "-r", "x"], ["-r", "x", "--theme.base"]):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from taming.checkpoint.hub import CONFIG, WEIGHTS
 from taming.errors import UserError, shortened
+from taming.shipped import extra
 
 PREFIX = "hf:"
 _ENDINGS = (".safetensors", ".safetensors.index.json")
@@ -172,9 +173,7 @@ def _with_parts(weights: str) -> tuple[str, ...]:
 def require_library() -> None:
     """Raise `UserError` without `huggingface_hub`."""
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(
-            "models on the hub need huggingface_hub: pip install 'taming-transformers[hub]'"
-        )
+        raise UserError(f"models on the hub need huggingface_hub: {extra('hub')}")
 
 
 def endpoint() -> str | None:

@@ -142,7 +142,7 @@ def test_what_cannot_be_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="hf:me/stage is gated: accept its terms .* log in with"):
         taming.load("hf:me/stage")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'taming-transformers\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[hub\]'"):
         taming.load("hf:me/stage")
 
 
