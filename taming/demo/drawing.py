@@ -205,14 +205,15 @@ def draw_again(
     number: int,
     kept: Tensor,
     settings: SampleSettings,
+    *,
+    seed: int,
 ) -> Drawn:
     """The same, with those codes of image `number` sampled again that are not `kept`, bool (h, w).
 
-    The seed is the next that was not used for these images, so that every time gives something new.
+    With a `seed` that was not used for these images it is something new, see `History.next_seed`.
     """
     before = drawn.indices[number]
     earlier = list(drawn.changes.get(number, ()))
-    seed = drawn.seed + 1 + sum(map(len, drawn.changes.values()))
     known = before.masked_fill(~kept, -1)
     request = replace(drawn.requests[number], known=known)
     (one,), frames = sample(model, [request], settings, seed, (before.shape[0], before.shape[1]))

@@ -66,7 +66,8 @@ def show_regions(desk: Desk) -> None:
         kept, settings = kept_tokens(marked, cell), desk.settings
         if result.run != desk.run:
             settings = known_to(model, settings, result.indices[number].numel())
-        show_changed(draw_again(model, result, number, kept, settings))
+        seed = history().next_seed(result)
+        show_changed(draw_again(model, result, number, kept, settings, seed=seed))
         st.rerun()
 
 

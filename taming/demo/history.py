@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,11 +27,13 @@ class History:
     Attributes:
         past: versions of the result before regions of it were drawn again.
         count: of all entries there ever were.
+        again: how often regions of results were drawn again, by the seed of the results.
     """
 
     entries: list[tuple[int, Drawn]] = field(default_factory=list)  # with their numbers
     past: list[Drawn] = field(default_factory=list)
     count: int = 0
+    again: Counter[int] = field(default_factory=Counter)
     turns: int = 0  # how often the page is to open its first tab
     shown: int = 0  # how often another result was shown
     _archive: tuple[tuple[int, ...], bytes] | None = None  # of the entries of these numbers
@@ -42,6 +45,11 @@ class History:
         del self.entries[MOST_ENTRIES:]
         while len(self.entries) > 1 and self.pixels > MOST_PIXELS:
             self.entries.pop()
+
+    def next_seed(self, drawn: Drawn) -> int:
+        """For a region of it: none that was used for one, also if that was undone, or an earlier
+        entry is shown again, so that every time gives something new."""
+        return drawn.seed + 1 + self.again[drawn.seed]
 
     @property
     def pixels(self) -> int:
@@ -85,8 +93,9 @@ def show_new(drawn: Drawn) -> None:
 
 
 def show_changed(drawn: Drawn) -> None:
-    """Make a changed result the result, which can be undone."""
+    """Make a result of which a region was drawn again the result, which can be undone."""
     history().past.append(st.session_state.result)
+    history().again[drawn.seed] += 1
     _show(drawn)
     history().add(drawn)
 

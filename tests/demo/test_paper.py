@@ -219,6 +219,13 @@ def test_a_region_is_drawn_again_and_that_is_undone(monkeypatch: pytest.MonkeyPa
     page.button(key="undo").click().run()  # the canvas still has what was clicked before
     assert page.session_state.result is first and len(calls) == 1
     assert page.button(key="undo").disabled
+    clicked(monkeypatch, canvas, page)  # who did not like it gets another one
+    assert calls[1][-1]["seed"] == 7
+    third = page.session_state.result
+    assert not torch.equal(third.indices[1], second.indices[1])
+    page.button(key="restore 1").click().run()
+    clicked(monkeypatch, canvas, page)
+    assert calls[2][-1]["seed"] == 8
 
 
 def test_regions_of_a_result_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +242,7 @@ def test_regions_of_a_result_of_another_run(monkeypatch: pytest.MonkeyPatch) -> 
     ((_, settings, _),) = calls
     assert settings == SampleSettings(0.5, 20, 1.0) and page.session_state.result.run == "first"
 
-    def refuses(*_: Any) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
         raise UserError("not so")
 
     from taming.demo import gallery
@@ -278,7 +285,7 @@ def test_regions_of_a_permuted_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert to_pillow(image[0]) == drawn.image
     kept = torch.ones(4, 4, dtype=torch.bool)
     kept[2, 1] = False
-    again = draw_again(model, drawn, 0, kept, SampleSettings())
+    again = draw_again(model, drawn, 0, kept, SampleSettings(), seed=drawn.seed + 1)
     assert torch.equal(again.indices[0][kept], drawn.indices[0][kept])
 
 
@@ -294,12 +301,12 @@ def test_regions_of_a_larger_image_see_what_is_around_them(monkeypatch: pytest.M
     drawn = draw(model, requests, SampleSettings(), 0, shape=(6, 7), run="", link={})
     kept = torch.ones(6, 7, dtype=torch.bool)
     kept[:2, 1:4] = False
-    again = draw_again(model, drawn, 0, kept, SampleSettings(temperature=0))
+    again = draw_again(model, drawn, 0, kept, SampleSettings(temperature=0), seed=9)
     assert torch.equal(again.indices[0][kept], drawn.indices[0][kept])
     below = drawn.indices[0].clone()
     below[2:4] = (below[2:4] + 7) % 20
     other = replace(drawn, indices=(below,))
-    changed = draw_again(model, other, 0, kept, SampleSettings(temperature=0))
+    changed = draw_again(model, other, 0, kept, SampleSettings(temperature=0), seed=9)
     assert not torch.equal(changed.indices[0][~kept], again.indices[0][~kept])
 
 
