@@ -21,9 +21,10 @@ from typing import NoReturn
 import taming
 from taming.atomic_files import check_place
 from taming.command_line import Extend, Parser
-from taming.completion_script import SHELLS, completion_script, words_of
+from taming.completion_script import CONFIG_FLAGS, SHELLS, completion_script, words_of
 from taming.errors import UserError, command
 from taming.imports import many_imports
+from taming.published_models import published_models
 from taming.shipped import SCRIPTS, TRAIN, config_names, extra, find_config, shipped
 
 CONFIGS, COMPLETION = "configs", "completion"
@@ -196,7 +197,7 @@ def completion(argv: Sequence[str]) -> None:
     )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
-    print(completion_script(shell, words_of_commands(), config_names()))
+    print(completion_script(shell, words_of_commands(), values_of_flags()))
 
 
 def words_of_commands() -> dict[str, list[str]]:
@@ -207,4 +208,11 @@ def words_of_commands() -> dict[str, list[str]]:
             words[name] = words_of(load(shipped("scripts") / f"{script}.py").main)
     from taming.demo.arguments import read_page_arguments
 
+    words["download"] = sorted({*words["download"], *published_models()})
     return {**words, "demo": words_of(read_page_arguments)}
+
+
+def values_of_flags() -> dict[str, list[str]]:
+    """What may follow flags, as `completion_script` takes it."""
+    pictures = load(shipped("scripts") / f"{SCRIPTS['gallery']}.py").PICTURES
+    return {**dict.fromkeys(CONFIG_FLAGS, config_names()), "gallery --only": list(pictures)}

@@ -62,7 +62,7 @@ ALLOWED = {
     "__main__": {"program"},
     "program": {
         *("atomic_files", "command_line", "completion_script", "demo", "errors", "imports"),
-        *("shipped", "training"),
+        *("published_models", "shipped", "training"),
     },
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
