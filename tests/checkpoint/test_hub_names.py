@@ -186,7 +186,7 @@ def test_only_the_parts_of_an_index_are_fetched(hub: Hub) -> None:
         files[file] = Path(file).read_bytes()
     repository = hub.repositories["me/stage"]
     del repository.snapshots[repository.branches["main"]]["model.safetensors"]
-    repository.commit({**files, "model.fp16-0.safetensors": b"", "other.safetensors": b""})
+    repository.commit({**files, "model.fp16-0.safetensors": b"half", "other.safetensors": b"x"})
     assert torch.equal(weight("hf:me/stage"), state["encoder.conv_in.weight"])
     assert sorted(hub.fetched) == sorted(["config.yaml", *files])
     repository.commit({"model.safetensors.index.json": b"{"})
