@@ -94,9 +94,9 @@ def _fish(words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]
         lines += [f"{seen} -f -a '{' '.join(choices)}'"] if choices else []
         for flag in (word for word in own if word.startswith("-")):
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            call = calls.get(flag) or calls.get(f"{name} {flag}")
-            lines.append(f"{seen} {option}" + (f" -x -a '({call})'" if call else ""))
-            if call:  # further ones
+            found = calls.get(flag) or calls.get(f"{name} {flag}")
+            lines.append(f"{seen} {option}" + (f" -x -a '({found})'" if found else ""))
+            if found:  # further ones
                 further = f"{is_it}; and __taming_after {flag}"
-                lines.append(f"complete -c taming -n '{further}' -f -a '({call})'")
+                lines.append(f"complete -c taming -n '{further}' -f -a '({found})'")
     return "\n".join(lines)
