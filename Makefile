@@ -14,6 +14,15 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,eval,dev]'
 	touch $@
 
+# What only some targets need; once it is there, they need no network.
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+$(VENV)/mutants: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,7 +32,8 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: install
+# With what builds the documentation site, which these tests look into.
+test-slow: $(VENV)/docs
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: install
@@ -40,8 +50,7 @@ faults: install
 
 # Put faults into a module, one at a time, and show those that no test notices, for example
 # make mutants MODULE=taming/modules/vqvae/gumbel.py TESTS='tests/modules tests/models'
-mutants: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
+mutants: $(VENV)/mutants
 	$(BIN)/python -m tests.mutants $(MODULE) $(if $(TESTS),--tests $(TESTS))
 
 # Train both stages on handwritten digits, sample, and report: two to ten minutes on two cores.
@@ -50,8 +59,7 @@ demo: install
 
 # The documentation site, in site/: open site/index.html, or, to search as well, serve it by
 # `python -m http.server -d site`. Warnings are errors.
-docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Train the models of docs/gallery.md on rendered landscapes and make its pictures, in gallery/; again:

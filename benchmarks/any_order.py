@@ -47,11 +47,11 @@ from taming.evaluation.metrics.small_classifier import SmallClassifier, train_sm
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.reading_order import ReadingOrder
 from taming.modules.transformer.orders import inwards, kept_first
-from taming.program import train_apart
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
 from taming.sampling.completion import known_indices
 from taming.sampling.load import load_transformer
 from taming.sampling.requests import Request
+from taming.training.apart import train_apart
 
 ROOT = Path(__file__).parent.parent
 PATH = RESULTS / "any_order-cpu.json"

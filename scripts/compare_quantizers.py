@@ -41,8 +41,8 @@ from taming.evaluation.tasks.quantizers import (
     evaluator_with,
     table_rows,
 )
-from taming.program import step_flags, train_apart
 from taming.shipped import config_names, find_config
+from taming.training.apart import step_flags, train_apart
 from taming.training.logged_times import read_seconds
 
 SCRIPT = "compare_quantizers"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.errors import UserError, command
-from taming.program import RUN_TIME, run_apart, step_flags
+from taming.training.apart import RUN_TIME, run_apart, step_flags
 
 
 @dataclass(frozen=True)

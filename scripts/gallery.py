@@ -26,8 +26,8 @@ from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.config import did_you_mean
 from taming.errors import UserError, command
 from taming.gallery.pictures import PICTURES, Album
-from taming.gallery.workshop import AUTO, Workshop
-from taming.program import environment_apart
+from taming.gallery.workshop import AUTO, Workshop, precision_here
+from taming.training.apart import environment_apart
 
 WORK, SMALL = "work", "small"
 # Those that share a transformer, beside what all share; what takes longest is first.
@@ -71,7 +71,8 @@ def make_apart(options: Options, shop: Workshop, groups: Sequence[tuple[str, ...
 
     UserError if one of them fails; the others are made.
     """
-    assert shop.landscapes and shop.trained("vqgan")  # which all need
+    shop.render()  # which all need, as they do the first stage
+    shop.train("vqgan")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         making = pool.map(lambda group: make_group(options, shop.work, group), groups)
         codes = list(tqdm(making, "groups of pictures", len(groups)))
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     shop = Workshop(work, options.seed, options.precision, options.small)
     names = options.only or tuple(PICTURES)
-    album = Album(outdir, work, options.seed)
+    album = Album(outdir, work, options.seed, precision_here(options.precision))
     groups = groups_of([name for name in names if not album.has(name)])
     if groups:
         make_apart(options, shop, groups)

@@ -22,7 +22,14 @@ from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.checkpoints import OwnWeights
 from taming.evaluation.model_card import Card, results_of
-from taming.export.publishing import own_paths, published_config, upload, write_repository
+from taming.export.publishing import (
+    own_paths,
+    prepare,
+    published_config,
+    require_login,
+    upload,
+    write_repository,
+)
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.requests import sampling_script
 from taming.shipped import subcommand_of
@@ -98,6 +105,8 @@ def subcommand_for(model: nn.Module) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     name = repository_of(args)
+    if args.dry_run is None:
+        require_login(name)
     model, run, step = load_run(args.source, args.base)
     config = published_config(run_config(run, args.base, used=["model"]))
     if paths := own_paths(config):
@@ -109,12 +118,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_repository(args.dry_run, model, config, card.text())
         print(f"what would be uploaded to {name} is in {args.dry_run}")
         return
+    place = prepare(name, card.text(), private=args.private)
     with tempfile.TemporaryDirectory(prefix="push-") as folder:
         write_repository(Path(folder), model, config, card.text())
-        uploaded = upload(Path(folder), name, private=args.private)
-    done = "updated, as it was there already" if uploaded.existed else "made"
-    print(f"{uploaded.url} is {done}; load it with taming.load('{name}')")
-    if uploaded.existed and args.private:
+        upload(Path(folder), name)
+    done = "updated, as it was there already" if place.existed else "made"
+    print(f"{place.url} is {done}; load it with taming.load('{name}')")
+    if place.existed and args.private:
         print("--private holds for new repositories; change this one's on its page")
 
 

@@ -1,4 +1,5 @@
-"""What lets a shell complete `taming`: its commands, what may follow each, and configs' names."""
+"""What lets a shell complete `taming`: its commands, what may follow each, and names of configs and
+the like."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from taming.command_line import parser_of
 
 SHELLS = ("bash", "zsh", "fish")
-CONFIG_FLAGS = ("--base", "-b", "--copy")
+CONFIG_FLAGS = ("--base", "-b", "configs --copy")
 _ZSH = (  # which completes as bash does, where its own completion has been started
     "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }",
     "autoload -U +X bashcompinit && bashcompinit",
@@ -15,15 +16,16 @@ _ZSH = (  # which completes as bash does, where its own completion has been star
 
 
 def completion_script(
-    shell: str, words: Mapping[str, Sequence[str]], configs: Sequence[str]
+    shell: str, words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]
 ) -> str:
     """The text that a shell, one of `SHELLS`, reads at its start.
 
     Args:
         words: of every command, see `words_of`.
-        configs: names that may follow the flags of `CONFIG_FLAGS`.
+        values: names, one or several of which may follow flags, by `"FLAG"` of any command or
+            `"COMMAND FLAG"`.
     """
-    return _fish(words, configs) if shell == "fish" else _bash(words, configs, zsh=shell == "zsh")
+    return _fish(words, values) if shell == "fish" else _bash(words, values, zsh=shell == "zsh")
 
 
 def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
@@ -37,36 +39,64 @@ def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
     return sorted({*choices, *parser.flags(), *(f for p in below if p for f in p.flags())})
 
 
-def _bash(words: Mapping[str, Sequence[str]], configs: Sequence[str], *, zsh: bool) -> str:
+def _bash(
+    words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]], *, zsh: bool
+) -> str:
+    """A function that offers words of the command, or values of the last flag before the cursor.
+
+    `--base=name` is one word in zsh, and three in bash.
+    """
     cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in words.items()]
+    keys = {(f"'{key}'" if " " in key else f"*' {key}'"): key for key in values}
+    after = [f"    {key}) words='{' '.join(values[name])}' ;;" for key, name in keys.items()]
     lines = [
         *(_ZSH if zsh else []),
         "_taming() {",
-        '  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" words=',
+        '  local word="${COMP_WORDS[COMP_CWORD]}" flag= start= place words=',
         f"  local commands='{' '.join(words)}'",
         '  if [ "$COMP_CWORD" -eq 1 ]; then words="$commands"; else',
         '  case "${COMP_WORDS[1]}" in',
         *cases,
         "  esac; fi",
-        f"""  case "$before" in {"|".join(CONFIG_FLAGS)}) words='{" ".join(configs)}' ;; esac""",
-        '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
+        '  case "$word" in',
+        '    --*=*) flag="${word%%=*}"; start="$flag="; word="${word#*=}" ;;',
+        "    -*) ;;",
+        "    *) for ((place = COMP_CWORD - 1; place > 1; place--)); do",
+        '         case "${COMP_WORDS[place]}" in -*) flag="${COMP_WORDS[place]}"; break ;; esac',
+        "       done ;;",
+        "  esac",
+        '  [ "$word" = "=" ] && word=',
+        '  case "${COMP_WORDS[1]} $flag" in',
+        *after,
+        "  esac",
+        '  COMPREPLY=($(compgen -P "$start" -W "$words" -- "$word"))',
         "}",
         "complete -o default -F _taming taming",
     ]
     return "\n".join(lines)
 
 
-def _fish(words: Mapping[str, Sequence[str]], configs: Sequence[str]) -> str:
+def _fish(words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]) -> str:
     lines = [
-        f"function __taming_configs; string split ' ' '{' '.join(configs)}'; end",
+        "function __taming_after",  # whether the last flag before the cursor is one of these
+        "    set -l flags (string match -r '^-[^=]*' -- (commandline -opc))",
+        '    contains -- "$flags[-1]" $argv',
+        "end",
         f"complete -c taming -n __fish_use_subcommand -f -a '{' '.join(words)}'",
     ]
+    calls = {key: f"__taming_values_{number}" for number, key in enumerate(values)}
+    for key, call in calls.items():
+        lines.append(f"function {call}; string split ' ' '{' '.join(values[key])}'; end")
     for name, own in words.items():
-        seen = f"complete -c taming -n '__fish_seen_subcommand_from {name}'"
+        is_it = f"__fish_seen_subcommand_from {name}"
+        seen = f"complete -c taming -n '{is_it}'"
         choices = [word for word in own if not word.startswith("-")]
         lines += [f"{seen} -f -a '{' '.join(choices)}'"] if choices else []
         for flag in (word for word in own if word.startswith("-")):
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            after = " -x -a '(__taming_configs)'" if flag in CONFIG_FLAGS else ""
-            lines.append(f"{seen} {option}{after}")
+            found = calls.get(flag) or calls.get(f"{name} {flag}")
+            lines.append(f"{seen} {option}" + (f" -x -a '({found})'" if found else ""))
+            if found:  # further ones
+                further = f"{is_it}; and __taming_after {flag}"
+                lines.append(f"complete -c taming -n '{further}' -f -a '({found})'")
     return "\n".join(lines)

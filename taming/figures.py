@@ -8,6 +8,7 @@ from typing import Any
 
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
+from taming.shipped import extra
 
 
 def require_matplotlib() -> None:
@@ -15,7 +16,7 @@ def require_matplotlib() -> None:
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError:
-        raise UserError("plots need matplotlib: pip install 'taming-transformers[eval]'") from None
+        raise UserError(f"plots need matplotlib: {extra('eval')}") from None
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:

@@ -10,7 +10,6 @@ import difflib
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,13 +21,12 @@ from typing import NoReturn
 import taming
 from taming.atomic_files import check_place
 from taming.command_line import Extend, Parser
-from taming.completion_script import SHELLS, completion_script, words_of
+from taming.completion_script import CONFIG_FLAGS, SHELLS, completion_script, words_of
 from taming.errors import UserError, command
 from taming.imports import many_imports
-from taming.shipped import SCRIPTS, TRAIN, config_names, find_config, shipped
+from taming.published_models import published_models
+from taming.shipped import SCRIPTS, TRAIN, config_names, extra, find_config, shipped
 
-RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
-FINISHED = "finished"  # a file in the folder of a run that was trained to its end
 CONFIGS, COMPLETION = "configs", "completion"
 OWN = {
     TRAIN: "Train a first stage or a transformer, as main.py does.",
@@ -103,7 +101,7 @@ def run_script(name: str, argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         return print_help_of_demo()
     if importlib.util.find_spec("streamlit") is None:
-        raise UserError("the demo needs Streamlit: pip install 'taming-transformers[demo]'")
+        raise UserError(f"the demo needs Streamlit: {extra('demo')}")
     become([sys.executable, *demo_words(path, argv)])
 
 
@@ -136,14 +134,17 @@ def demo_words(path: Path, argv: Sequence[str]) -> list[str]:
 
 
 def streamlits_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Streamlit's flags, each with its value as one word, and all other words.
+    """Streamlit's flags, each with its value as one word, and all other words, but for the first
+    `--`, which stands between both in a line of `streamlit run`.
 
     A flag that has lost its value would take the next one for it, which may be what keeps the page
     on this machine.
     """
-    own, rest, words = [], [], iter(argv)
+    own, rest, words, divided = [], [], iter(argv), False
     for word in words:
-        if not _STREAMLITS.match(word):
+        if word == "--" and not divided:
+            divided = True
+        elif not _STREAMLITS.match(word):
             rest.append(word)
         elif "=" in word:
             own.append(word)
@@ -163,83 +164,6 @@ def load(path: Path) -> ModuleType:
     with many_imports(of_command=True):
         spec.loader.exec_module(module)
     return module
-
-
-def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
-    """Print and run `taming` with `words` in a process of its own, in a folder (default: here).
-
-    SystemExit if it fails, which has said why.
-    """
-    print(f"\ntaming {shlex.join(words)}", flush=True)
-    line = [sys.executable, "-m", "taming", *words]
-    code = subprocess.run(line, env=environment_apart(), cwd=folder, check=False).returncode
-    if code:
-        raise SystemExit(code)
-
-
-def environment_apart() -> dict[str, str]:
-    """Of processes that import this package, also from a clone that is not installed."""
-    package = Path(taming.__file__).parents[1]
-    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths}
-
-
-def step_flags(max_steps: int) -> tuple[str, ...]:
-    """The flags of `taming train` for so many steps; none for -1, the whole course.
-
-    Raises:
-        UserError: for other numbers below 1.
-    """
-    if max_steps == -1:
-        return ()
-    if max_steps < 1:
-        raise UserError(f"--max_steps is at least 1, or -1 for the whole course, not {max_steps}")
-    return ("--max_steps", str(max_steps))
-
-
-def train_apart(
-    name: str,
-    logs: Path,
-    start: Sequence[str],
-    flags: Sequence[str],
-    folder: Path | None = None,
-) -> Path:
-    """The run `name` below `logs`, trained to its end by `run_apart` in `folder`.
-
-    What is finished is not trained again, and what was interrupted goes on. A run of another
-    recipe, of a config that has changed since, stays as it is, and a new one is trained beside it.
-
-    Args:
-        start: words of a new run's `taming train`.
-        flags: words of one that goes on as well.
-    """
-    run = _begun(name, logs, [*start, *flags], folder)
-    if run is not None and (run / FINISHED).is_file():
-        return run
-    first = start if run is None else ["-r", str(run.resolve())]
-    run_apart([TRAIN, *first, "-t", "True", *flags], folder)
-    run = run or max(logs.glob(RUN_TIME + name))
-    (run / FINISHED).touch()
-    return run
-
-
-def _begun(name: str, logs: Path, words: Sequence[str], folder: Path | None) -> Path | None:
-    """The newest run of that name that has a checkpoint and is of the recipe in `words`; what is
-    different is said if there are only others."""
-    runs = [run for run in logs.glob(RUN_TIME + name) if any(run.glob("checkpoints/*.ckpt"))]
-    if not runs:
-        return None
-    from taming.training.recipes import difference, recipe_of_run, recipe_of_words
-
-    wanted = recipe_of_words(words, folder)
-    others = []
-    for run in sorted(runs, reverse=True):
-        other = difference(recipe_of_run(run), wanted)
-        if other is None:
-            return run
-        others.append(f"{run} is of another recipe ({other}): a new run is trained beside it")
-    print(others[0], flush=True)
-    return None
 
 
 def configs(argv: Sequence[str]) -> None:
@@ -273,7 +197,7 @@ def completion(argv: Sequence[str]) -> None:
     )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
-    print(completion_script(shell, words_of_commands(), config_names()))
+    print(completion_script(shell, words_of_commands(), values_of_flags()))
 
 
 def words_of_commands() -> dict[str, list[str]]:
@@ -284,4 +208,11 @@ def words_of_commands() -> dict[str, list[str]]:
             words[name] = words_of(load(shipped("scripts") / f"{script}.py").main)
     from taming.demo.arguments import read_page_arguments
 
+    words["download"] = sorted({*words["download"], *published_models()})
     return {**words, "demo": words_of(read_page_arguments)}
+
+
+def values_of_flags() -> dict[str, list[str]]:
+    """What may follow flags, as `completion_script` takes it."""
+    pictures = load(shipped("scripts") / f"{SCRIPTS['gallery']}.py").PICTURES
+    return {**dict.fromkeys(CONFIG_FLAGS, config_names()), "gallery --only": list(pictures)}

@@ -75,6 +75,15 @@ def subcommand_of(name: str) -> str:
     return next((own for own, script_name in SCRIPTS.items() if script_name == name), TRAIN)
 
 
+def extra(*names: str) -> str:
+    """What installs extras: by the name of the package where it is installed, of which pip then
+    fetches nothing else; in a clone from the clone, as indexes have another package of the name."""
+    which = ",".join(names)
+    if is_installed():
+        return f"pip install 'taming-transformers[{which}]'"
+    return f"pip install -e '.[{which}]'"
+
+
 def run_script(name: str) -> str:
     """`script` as the words with which it is run."""
     text = script(name)

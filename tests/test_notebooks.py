@@ -85,19 +85,32 @@ def test_their_outputs_are_stored_and_small(path: Path) -> None:
     nbformat.validate(nbformat.read(path, as_version=4))
 
 
-def test_all_begin_with_the_same_cell() -> None:
-    assert len({code_of(read(name))[0] for name in NAMES}) == 1
+def test_all_begin_with_the_same_cell_but_for_what_is_beside_the_package() -> None:
+    rest, beside = set(), {}
+    for name in NAMES:
+        (first, *cells) = code_of(read(name))
+        ((line, found),) = re.findall(r"^(BESIDE = (\{.*\})).*$", first, re.MULTILINE)
+        rest.add(first.replace(line, ""))
+        beside[name] = set(json.loads(found))
+        used = {"sklearn": "_digits_" in "".join(cells), "matplotlib": '"curves"' in "".join(cells)}
+        assert beside[name] == {module for module in used if used[module]}, name
+    assert len(rest) == 1 and beside[TRAINING] and beside[TRANSFORMER] and not beside[SCENE]
 
 
-def begin(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: bool = False) -> list[list[str]]:
-    """Run the first cell in a folder; the commands that it starts, which are not run."""
+def begin(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *missing: str,
+    name: str = TRANSFORMER,
+) -> list[list[str]]:
+    """Run the first cell in a folder, where such modules are `missing`; the commands that it
+    starts, which are not run."""
     commands: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("subprocess.run", lambda words, **_: commands.append(words))
-    if missing:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    exec(code_of(read(TRANSFORMER))[0], {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else name)
+    exec(code_of(read(name))[0], {})
     return commands
 
 
@@ -109,24 +122,39 @@ def test_the_first_cell_installs_nothing_in_a_clone(monkeypatch: pytest.MonkeyPa
 def test_the_first_cell_installs_nothing_where_the_package_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does it take the original's clone for one of this package."""
     before = sys.path[0]
-    assert begin(tmp_path, monkeypatch) == []
-    assert Path.cwd() == tmp_path and sys.path[0] == before
+    (tmp_path / "original" / "taming" / "models").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "original"):
+        assert begin(folder, monkeypatch) == []
+        assert Path.cwd() == folder and sys.path[0] == before
+
+
+def test_the_first_cell_installs_what_a_plain_installation_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = ("sklearn", "matplotlib")
+    for name, package in ((TRANSFORMER, "scikit-learn"), (TRAINING, "matplotlib")):
+        for folder in (tmp_path, ROOT):
+            ((*_, quiet, what),) = begin(folder, monkeypatch, *gone, name=name)
+            assert (quiet, what) == ("--quiet", package)
+    assert begin(tmp_path, monkeypatch, *gone, name=SCENE) == []
 
 
 def test_the_first_cell_installs_the_package_where_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in Colab: what is named, or the clone that was uploaded or made there."""
-    with pytest.raises(SystemExit, match="set SOURCE above to where it can be had"):
-        begin(tmp_path, monkeypatch, missing=True)
+    with pytest.raises(SystemExit, match="set SOURCE above to where it is"):
+        begin(tmp_path, monkeypatch, "taming", "sklearn")
     monkeypatch.setenv("TAMING_SOURCE", "git+https://example.org/taming")
-    ((*_, what),) = begin(tmp_path, monkeypatch, missing=True)
-    assert what == "taming-transformers[data] @ git+https://example.org/taming"
-    (tmp_path / "clone" / "taming" / "models").mkdir(parents=True)
-    ((*words, what),) = begin(tmp_path, monkeypatch, missing=True)
+    ((*_, what),) = begin(tmp_path, monkeypatch, "taming", "sklearn")
+    assert what == "taming-transformers[data,eval] @ git+https://example.org/taming"
+    (tmp_path / "clone" / "taming").mkdir(parents=True)
+    (tmp_path / "clone" / "taming" / "program.py").touch()
+    ((*words, what),) = begin(tmp_path, monkeypatch, "lpips")
     assert words[:4] == [sys.executable, "-m", "pip", "install"]
-    assert what == f"{tmp_path / 'clone'}[data]" and Path.cwd() == tmp_path / "clone"
+    assert what == f"{tmp_path / 'clone'}[data,eval]" and Path.cwd() == tmp_path / "clone"
 
 
 @pytest.mark.slow

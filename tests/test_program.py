@@ -27,6 +27,7 @@ from taming.shipped import (
     SCRIPTS,
     as_called,
     config_names,
+    extra,
     find_config,
     run_script,
     runnable,
@@ -135,7 +136,9 @@ def test_messages_name_the_commands_that_are_there(monkeypatch: pytest.MonkeyPat
         "python scripts/sample_fast.py",
         "python main.py",
     ]
+    assert extra("data", "eval") == "pip install -e '.[data,eval]'"
     pretend_a_wheel(monkeypatch)
+    assert extra("guide") == "pip install 'taming-transformers[guide]'"
     assert [script("main"), run_script("download_models")] == ["taming train", "taming download"]
     assert {run_script(name) for name in SCRIPTS.values()} == {f"taming {own}" for own in SCRIPTS}
 
@@ -192,6 +195,16 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "figures", "cost", "--fac"), "--factors"),
         (("taming", "export", "safe"), "safetensors"),
         (("taming", "completion", "f"), "fish"),
+        (("taming", "configs", "--copy", "small/vqgan", "digits_vq"), "digits_vqgan"),
+        (("taming", "configs", "--copy", "digits_vqgan", "--o"), "--outdir"),
+        (("taming", "train", "--base", "=", "digits_vq"), "digits_vqgan"),
+        (("taming", "train", "--base=digits_vq"), "--base=digits_vqgan"),
+        (("taming", "gallery", "--only", "boxes", "cl"), "classes"),
+        (("taming", "gallery", "--seed", "cl"), ""),
+        (
+            ("taming", "download", "vqgan_imagenet_f16_1"),
+            "vqgan_imagenet_f16_1024 vqgan_imagenet_f16_16384",
+        ),
     ],
 )
 def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], expected: str) -> None:
@@ -214,11 +227,13 @@ def build(folder: Path, what: str) -> None:
 def test_zsh_completes(completions: dict[str, str]) -> None:
     """By the function that bash calls, of whose words it takes those that begin as is typed."""
     tail = "\necho ${_comps[taming]}; COMP_WORDS=(taming train --no-t); COMP_CWORD=2; "
-    tail += 'setopt ksharrays; _taming; echo "${COMPREPLY[@]}"'
+    tail += 'setopt ksharrays; _taming; echo "${COMPREPLY[@]}"; '
+    tail += 'COMP_WORDS=(taming train --base=digits_vq); _taming; echo "${COMPREPLY[@]}"'
     made = subprocess.run(
         ["zsh", "-f", "-c", completions["zsh"] + tail], capture_output=True, text=True
     )
-    used, words = made.stdout.splitlines()
+    used, words, joined = made.stdout.splitlines()
+    assert "--base=digits_vqgan" in joined.split()
     assert "_taming" in used and "--no-test" in words.split() and not made.stderr
 
 
@@ -230,6 +245,9 @@ def test_fish_completes(completions: dict[str, str]) -> None:
         ("taming train --no-t", ["--no-test"]),
         ("taming train --base digits_v", ["digits_variants_transformer", "digits_vqgan"]),
         ("taming configs --copy digits_v", ["digits_variants_transformer", "digits_vqgan"]),
+        ("taming configs --copy small/vqgan digits_vq", ["digits_vqgan"]),
+        ("taming train --base=digits_vq", ["--base=digits_vqgan"]),
+        ("taming gallery --only boxes cl", ["classes"]),
         ("taming figures li", ["likelihood"]),
         ("taming completion f", ["fish"]),
     ):
@@ -311,6 +329,11 @@ def test_streamlits_flags_keep_their_values() -> None:
         *(*first, *ours, "--server.baseUrlPath=demo", "--runner.fastReruns=false"),
         *("--server.port=1", "--", "-r", "x"),
     ]
+    # As one writes who has `streamlit run` in mind.
+    for before in ([], ["--server.port=1"]):
+        assert demo_words(path, [*before, "--", "-r", "x"]) == demo_words(
+            path, [*before, "-r", "x"]
+        )
     words = demo_words(path, ["-r", "x", "--server.address", "0.0.0.0"])
     assert words == [*first, *ours[1:], "--server.address=0.0.0.0", "--", "-r", "x"]
     for wrong in (["--server.port"], ["--server.port", "-r", "x"], ["-r", "x", "--theme.base"]):

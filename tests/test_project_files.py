@@ -70,7 +70,33 @@ def test_workflows_test_the_oldest_and_the_newest_python() -> None:
     listed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert PROJECT["requires-python"] == f">={listed[0]}"
     assert [row["python"] for row in rows] == [listed[0], listed[-1]]
+    (weekly,) = (read(path)["jobs"]["tests"] for path in WORKFLOWS if path.stem == "weekly")
+    assert weekly["strategy"]["matrix"]["python"] == listed[1:-1]
     assert [row["resolution"] for row in rows] == ["lowest-direct", "highest"]
+
+
+def recipe_of(target: str) -> str:
+    """The lines of a target, after those of the targets before it that are stamps."""
+    needs, lines = re.findall(rf"^{re.escape(target)}:(.*)\n((?:\t.*\n)*)", MAKEFILE, re.MULTILINE)[
+        0
+    ]
+    stamps = [word for word in needs.split() if word.startswith("$(VENV)/")]
+    return "".join(map(recipe_of, stamps)) + lines
+
+
+def test_slow_tests_run_in_a_workflow_with_what_they_would_be_skipped_without() -> None:
+    """Documents count what these tests execute as executed."""
+    jobs = [job for path in WORKFLOWS for job in read(path)["jobs"].values()]
+    texts = ["\n".join(step.get("run", "") for step in job["steps"]) for job in jobs]
+    (slow,) = (text for text in texts if "make test-slow" in text)
+    assert {"zsh", "fish"} <= set(slow.split())
+    assert "-m slow" in recipe_of("test-slow") and "'.[docs]'" in recipe_of("test-slow")
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_targets_install_once_and_then_need_no_network(target: str) -> None:
+    own = re.findall(rf"^{target}:.*\n((?:\t.*\n)*)", MAKEFILE, re.MULTILINE)[0]
+    assert "pip install" not in own
 
 
 def test_hooks_are_those_of_make_lint() -> None:

@@ -108,6 +108,16 @@ def test_commands_have_flags_of_their_parsers() -> None:
     assert seen > 100
 
 
+def test_scripts_take_the_flags_that_the_readme_says_of_all_of_them() -> None:
+    _, text = (ROOT / "README.md").read_text().split("The scripts of the next three paragraphs")
+    flags = re.findall(r"`(--?\w+)`", text.partition(";")[0])
+    scripts = list(dict.fromkeys(re.findall(r"^python scripts/(\w+)\.py", text, re.MULTILINE)))[:3]
+    assert len(flags) == 11 and scripts == ["make_samples", "make_scene_samples", "complete"]
+    for script in scripts:
+        parser = parser_for(shipped.subcommand_of(script), [])
+        assert parser is not None and set(flags) <= set(parser.flags()), script
+
+
 @pytest.mark.parametrize("name", [*program.OWN, *shipped.SCRIPTS])
 def test_flags_of_several_values_may_be_given_again(name: str) -> None:
     for action in vars(parser_for(name, ["likelihood"]) or Parser())["_actions"]:

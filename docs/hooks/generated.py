@@ -17,7 +17,6 @@ import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = {"gallery.md", "demo.md", "guidance.md"}  # in the navigation if they are there
 PROJECT = {"Contributing": "CONTRIBUTING.md", "Security": "SECURITY.md", "Changes": "CHANGELOG.md"}
 Nav = list[Any]
 
@@ -38,20 +37,20 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
                 made[name].append({entry: path})
     made["<modules>"] = nested(made["<modules>"])
     made["<commands>"] = command_entries(files)
-    config.nav = filled_in(config.nav, made, files)
+    config.nav = filled_in(config.nav, made)
     return files
 
 
-def filled_in(nav: Nav, made: dict[str, Nav], files: Files) -> Nav:
-    """The navigation without optional pages that are not there, and with what was made."""
+def filled_in(nav: Nav, made: dict[str, Nav]) -> Nav:
+    """The navigation with what was made."""
     result: Nav = []
     for entry in nav:
         title, target = next(iter(entry.items())) if isinstance(entry, dict) else (None, entry)
         if isinstance(target, list):
-            result.append({title: filled_in(target, made, files)})
+            result.append({title: filled_in(target, made)})
         elif target in made:
             result += made[target] if title is None else [{title: made[target]}]
-        elif target not in OPTIONAL or files.get_file_from_path(target):
+        else:
             result.append(entry)
     return result
 
@@ -108,14 +107,14 @@ def config_pages() -> Iterator[tuple[str, str, str]]:
     names = [path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in paths]
     yield "All", "configs/index.md", config_overview(dict(zip(names, paths, strict=True)))
     for name, path in zip(names, paths, strict=True):
-        yield name, f"configs/{name}.md", config_page(name, path.read_text())
+        yield name, f"configs/{name}.md", config_page(name, path.read_text("utf-8"))
 
 
 def config_overview(configs: dict[str, Path]) -> str:
     """The first sentence of every config."""
     rows = []
     for name, path in configs.items():
-        first = head_of(path.read_text())[0].partition(". ")[0].rstrip(".:")
+        first = head_of(path.read_text("utf-8"))[0].partition(". ")[0].rstrip(".:")
         rows.append(f"| [{name}]({name}.md) | {escaped(first)} |")
     table = "| config | what it is |\n|---|---|\n" + "\n".join(rows)
     return f"# Configs\n\n`taming configs --copy NAME` copies one, to change it.\n\n{table}\n"
@@ -198,7 +197,7 @@ def keys_of(node: Any, path: str = "") -> Iterator[tuple[str, yaml.Node, yaml.No
 def notebook_pages() -> Iterator[tuple[str | None, str, str | bytes]]:
     """Title, path and text of the page of each notebook; its pictures have no title."""
     for path in sorted((ROOT / "scripts").glob("*.ipynb")):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         parts, pictures = [], {}
         for cell in content["cells"]:
             source = "".join(cell["source"])
@@ -236,6 +235,6 @@ def shown(output: dict[str, Any], stem: str, pictures: dict[str, bytes]) -> Iter
 def project_pages() -> Iterator[tuple[str, str, str]]:
     """The documents beside the README."""
     for title, name in PROJECT.items():
-        text = (ROOT / name).read_text()
+        text = (ROOT / name).read_text("utf-8")
         text = re.sub(r"\]\(docs/([^)]*)\)", r"](../\1)", text)
         yield title, f"project/{name.lower()}", text

@@ -148,17 +148,29 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from None
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names; they lie beside it."""
+def files_of_index(path: Path) -> dict[str, str]:
+    """The name of the file with each tensor of an index; all are files beside it.
+
+    Raises:
+        UserError: if it is no such index.
+        ValueError: if it is no JSON.
+    """
     index = json.loads(read_text(path))
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise UserError(f"{path} is no index of weights: it has no 'weight_map'")
+    for file in sorted(set(names.values())):
+        if Path(file).name != file:
+            raise UserError(f"{path} names '{file}', which is no file beside it; refused")
+    return names
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names."""
+    names = files_of_index(path)
     state: dict[str, Tensor] = {}
     for file in sorted(set(names.values())):
         shard = path.parent / file
-        if Path(file).name != file:
-            raise UserError(f"{path} names '{file}', which is no file beside it; refused")
         if not shard.is_file():
             raise UserError(f"{path} names {file}, which is missing beside it; fetch that as well")
         state |= _tensors_in(shard)

@@ -17,8 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from taming.checkpoint.formats import files_of_index
 from taming.checkpoint.hub import CONFIG, WEIGHTS
 from taming.errors import UserError, shortened
+from taming.shipped import extra
 
 PREFIX = "hf:"
 _ENDINGS = (".safetensors", ".safetensors.index.json")
@@ -28,7 +30,7 @@ _PART = r"(?![\w.-]*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([^\s@]+))?", re.ASCII)
 _MOST_REASON = 200  # characters of what the server says
 _LATER = (408, 425, 429)  # statuses of servers that are busy, beside those from 500
-_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 # Of the libraries that talk to servers, of which huggingface_hub has used several.
 _TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
@@ -103,7 +105,10 @@ def fetch(name: HubName, *, cached_only: bool = False) -> Path:
                 f"{name} has no weights as safetensors at its top, and others are not fetched, as "
                 "pickles may hold programs; ask its owner for a model.safetensors"
             )
-        return _snapshot(name, (*_CONFIGS, *_with_parts(weights))) / weights
+        folder = _snapshot(name, (*_CONFIGS, weights, *_averages_of(weights)))
+        if parts := _parts_of(folder / weights):  # of the same commit, whose name the folder has
+            _snapshot(HubName(name.repository, folder.name), parts)
+        return folder / weights
 
 
 def _files_of(name: HubName) -> list[str]:
@@ -163,18 +168,26 @@ def _weights_among(files: Collection[str], name: HubName) -> str | None:
     return found[0] if found else None
 
 
-def _with_parts(weights: str) -> tuple[str, ...]:
-    """Patterns of the files that belong to one with weights: their average, or an index's parts."""
+def _averages_of(weights: str) -> tuple[str, ...]:
+    """The file with the average of weights that no index names."""
     stem, ending, rest = weights.partition(_ENDINGS[0])
-    return (f"*{ending}", weights) if rest else (weights, f"{stem}_ema{ending}")
+    return () if rest else (f"{stem}_ema{ending}",)
+
+
+def _parts_of(weights: Path) -> tuple[str, ...]:
+    """The files that an index names; none of one that cannot be read, which loading says."""
+    if not weights.name.endswith(_ENDINGS[1]):
+        return ()
+    try:
+        return tuple(sorted(set(files_of_index(weights).values())))
+    except (ValueError, RecursionError):
+        return ()
 
 
 def require_library() -> None:
     """Raise `UserError` without `huggingface_hub`."""
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(
-            "models on the hub need huggingface_hub: pip install 'taming-transformers[hub]'"
-        )
+        raise UserError(f"models on the hub need huggingface_hub: {extra('hub')}")
 
 
 def endpoint() -> str | None:
@@ -210,11 +223,11 @@ def _explanation(error: Exception, name: HubName, cached_only: bool) -> str | No
     sentences: tuple[tuple[type[Exception], str], ...] = (
         (
             errors.GatedRepoError,
-            f"{name} is gated: accept its terms on its page on the hub, and {_LOGIN}",
+            f"{name} is gated: accept its terms on its page on the hub, and {LOGIN}",
         ),
         (
             errors.RepositoryNotFoundError,
-            f"there is no {name} on the hub, or it is private; check the name, or {_LOGIN}",
+            f"there is no {name} on the hub, or it is private; check the name, or {LOGIN}",
         ),
         (
             errors.RevisionNotFoundError,
@@ -252,8 +265,8 @@ def _refusal(name: HubName, status: int, reason: str) -> str:
     if status in _LATER or status >= 500:
         return f"{name}: the hub answers {said}; try again later"
     if status == 401 or (status == 403 and not reason):
-        return f"{name}: the hub refuses that ({said}) without rights to it; {_LOGIN}"
-    advice = f"mend that, or {_LOGIN} as who may do it" if status == 403 else "mend that first"
+        return f"{name}: the hub refuses that ({said}) without rights to it; {LOGIN}"
+    advice = f"mend that, or {LOGIN} as who may do it" if status == 403 else "mend that first"
     return f"{name}: the hub refuses that ({said}); {advice}"
 
 

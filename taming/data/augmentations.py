@@ -18,6 +18,7 @@ import numpy as np
 
 from taming.config import instantiate_from_config, plain
 from taming.errors import UserError, described
+from taming.shipped import extra
 
 Corners = tuple[float, float, float, float]
 """x0, y0, x1 and y1 as shares of the image."""
@@ -34,7 +35,7 @@ def _albumentations() -> ModuleType:
     except ImportError:
         raise UserError(
             "augmentations are made by albumentations, which is not installed; "
-            "run: pip install taming-transformers[data]"
+            f"run: {extra('data')}"
         ) from None
     return albumentations
 

@@ -11,6 +11,7 @@ from taming.config import did_you_mean
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 from taming.pictures import to_uint8_array, to_values_array
+from taming.shipped import extra
 
 ENLARGEMENTS = ("nearest", "bilinear", "bicubic", "lanczos")
 
@@ -120,8 +121,7 @@ def _edges(image: np.ndarray, factor: int = 1, contrast: int = 1) -> np.ndarray:
         from skimage.feature import canny
     except ImportError:
         raise UserError(
-            "edges are found with scikit-image, which is not installed; "
-            "run: pip install taming-transformers[data]"
+            f"edges are found with scikit-image, which is not installed; run: {extra('data')}"
         ) from None
     gray = _reduced(image, factor) @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R BT.709
     found = Image.fromarray(canny(gray * contrast, sigma=2))

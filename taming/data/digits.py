@@ -13,6 +13,7 @@ from taming.data.base import Item
 from taming.data.files.find import split_off
 from taming.errors import UserError
 from taming.pictures import to_values_array
+from taming.shipped import extra
 
 VALIDATION_FRACTION = 297 / 1797
 
@@ -23,8 +24,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
-            "the digits come with scikit-learn, which is not installed; "
-            "run: pip install taming-transformers[data]"
+            f"the digits come with scikit-learn, which is not installed; run: {extra('data')}"
         ) from None
     digits = load_digits()
     return digits.images, digits.target

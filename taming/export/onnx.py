@@ -14,6 +14,7 @@ from taming.export.diffusers import NEAREST
 from taming.models.codes import Size, decoded, size_of_codes
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
+from taming.shipped import extra
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 18
@@ -94,4 +95,4 @@ def _write(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str
         missing = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
         if not missing and "onnxscript" not in str(error):
             raise
-        raise UserError("writing ONNX needs more packages: pip install onnx onnxscript") from None
+        raise UserError(f"writing ONNX needs more packages: {extra('export')}") from None

@@ -14,6 +14,7 @@ from torch import nn
 
 from taming.atomic_files import write_text
 from taming.checkpoint.hub_names import (
+    LOGIN,
     HubName,
     endpoint,
     explained,
@@ -76,41 +77,62 @@ def write_repository(
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """Where a repository is, and whether it was there before."""
+class Place:
+    """Where a repository is on the hub, and whether it was there before."""
 
     url: str
     existed: bool
 
 
-def upload(folder: Path, name: HubName, *, private: bool = False) -> Uploaded:
-    """Upload a folder's files as one commit to a repository, which is made if there is none.
+def require_login(name: HubName) -> None:
+    """Raise `UserError` without `huggingface_hub`, and where nobody is logged in to the usual hub.
+    Servers of HF_ENDPOINT may ask for no login."""
+    require_library()
+    from huggingface_hub import get_token
+
+    if endpoint() is None and get_token() is None:
+        raise UserError(f"{name} is changed by those alone who are logged in; {LOGIN}")
+
+
+def prepare(name: HubName, card: str, *, private: bool = False) -> Place:
+    """Make a repository, if there is none, and its branch, before gigabytes are written for it.
 
     A revision that is not there becomes a branch. `private` holds for new repositories. Nothing is
     made or changed if the hub does not take the model card, as with a license that it does not
     know.
 
     Raises:
-        UserError: for such a card, and without a login, rights, or a network.
+        UserError: for such a card, and without a login, a network, or rights to make it.
     """
-    require_library()
+    require_login(name)
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint())
     with explained(name):
-        _check_card(name, (folder / CARD).read_text("utf-8"), api.endpoint)
+        _check_card(name, card, api.endpoint)
         existed = api.repo_exists(name.repository)
         if not existed:
             api.create_repo(name.repository, private=private, exist_ok=True)
         if name.revision:
             api.create_branch(name.repository, branch=name.revision, exist_ok=True)
-        api.upload_folder(
+    return Place(f"{api.endpoint}/{name.repository}", existed)
+
+
+def upload(folder: Path, name: HubName) -> None:
+    """Upload a folder's files as one commit to a repository that is there, see `prepare`.
+
+    Raises:
+        UserError: without a login, rights, or a network.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(name):
+        HfApi(endpoint=endpoint()).upload_folder(
             repo_id=name.repository,
             folder_path=folder,
             revision=name.revision,
             commit_message="Upload with taming push",
         )
-    return Uploaded(f"{api.endpoint}/{name.repository}", existed)
 
 
 def _check_card(name: HubName, card: str, server: str) -> None:

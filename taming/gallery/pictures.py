@@ -36,11 +36,12 @@ PLACE = "lake"  # the kind of place whose drawing is filmed
 
 def of_landscapes(shop: Workshop) -> Image.Image:
     """What the models learn from: the first rendered landscape of each place, labels and depth."""
-    names = [min((shop.landscapes / "images/train" / place).glob("*.png")) for place in PLACES]
+    root = shop.render()
+    names = [min((root / "images/train" / place).glob("*.png")) for place in PLACES]
     shown = [
         [cell_of(name) for name in names],
-        [cell_of_labels(shop.landscapes, name) for name in names],
-        [cell_of_depth(shop.landscapes, name) for name in names],
+        [cell_of_labels(root, name) for name in names],
+        [cell_of_depth(root, name) for name in names],
     ]
     return grid(shown, PLACES, side=128)
 
@@ -50,9 +51,9 @@ def of_reconstructions(shop: Workshop) -> Image.Image:
     folder = shop.work / "data/reconstructed"
     folder.mkdir(exist_ok=True, parents=True)
     for place in PLACES:
-        image = min((shop.landscapes / "images/val" / place).glob("*.png"))
+        image = min((shop.render() / "images/val" / place).glob("*.png"))
         shutil.copyfile(image, folder / f"{place}.png")
-    return of_decoded(shop, shop.trained("vqgan"), folder)
+    return of_decoded(shop, shop.train("vqgan"), folder)
 
 
 def of_decoded(shop: Workshop, run: str, folder: Path, columns: int = 8) -> Image.Image:
@@ -84,7 +85,7 @@ def of_map(shop: Workshop, kind: str) -> Image.Image:
     shown = [columns[place] for place in spread(len(columns))]
     rows = [[cell_of(next(folder.glob(f"*/{part}/{name}"))) for name in shown] for part in parts]
     if kind == "segmentation":  # in the colors of all pictures
-        views = sorted((shop.landscapes / "views/segmentation/val").glob("*.png"))
+        views = sorted((shop.render() / "views/segmentation/val").glob("*.png"))
         rows[0] = [colored(views[int(Path(name).stem)]) for name in shown]
     return grid(rows, side=160)
 
@@ -116,7 +117,7 @@ def of_completion(shop: Workshop) -> Image.Image:
     """The left halves of validation images, and completions."""
     run, rows = shop.transformer("class"), []
     for place in PLACES[: 1 if shop.small else 4]:
-        image = min((shop.landscapes / "images/val" / place).glob("*.png"))
+        image = min((shop.render() / "images/val" / place).glob("*.png"))
         given = ["--image", str(image), "--keep", "left-half", "-n", shop.count(4)]
         given += ["--condition", str(PLACES.index(place))]
         folder = shop.samples("complete", run, f"completion/{place}", given)
@@ -147,10 +148,10 @@ def of_drawing(shop: Workshop) -> list[Image.Image]:
 
 def of_photographs(shop: Workshop) -> Image.Image:
     """Parts of photographs, and what codes of them decode to."""
-    assert shop.landscapes
+    shop.render()
     shown = shop.photographs / "shown"
-    start = f"model.params.ckpt_path={shop.trained('vqgan')}"
-    return of_decoded(shop, shop.trained("photographs_vqgan", start), shown)
+    start = f"model.params.ckpt_path={shop.train('vqgan')}"
+    return of_decoded(shop, shop.train("photographs_vqgan", start), shown)
 
 
 @torch.no_grad()
@@ -215,11 +216,13 @@ class Album:
         outdir: the pictures' folder.
         work: that of a `Workshop`, where their recipes are noted.
         seed: of data order, weights and samples.
+        precision: of training, as the Trainer names it.
     """
 
     outdir: Path
     work: Path
     seed: int
+    precision: str
 
     def has(self, name: str) -> bool:
         """Whether a picture is there, and of the recipes as they are now."""
@@ -237,11 +240,12 @@ class Album:
         return self.work / "pictures" / f"{name}.txt"
 
     def _recipes(self) -> str:
-        """A hash of the configs, of what is painted, and of the seed. All of them count for each
-        picture: runs and samples of an unchanged recipe stay, and to draw again is quick."""
+        """A hash of the configs, of what is painted, of the seed and the precision. All of them
+        count for each picture: what is made of an unchanged recipe stays, and to draw it is quick.
+        """
         folder = shipped("configs") / "gallery"
         recipes = [yaml.safe_load(read_text(path)) for path in yamls_in(folder)]
-        text = json.dumps([recipes, self.seed], sort_keys=True, default=str)
+        text = json.dumps([recipes, self.seed, self.precision], sort_keys=True, default=str)
         return hashlib.sha256(text.encode() + (folder / PAINTED).read_bytes()).hexdigest()
 
 

@@ -10,13 +10,21 @@ from pathlib import Path
 import torch
 
 from taming.data.examples.photographs import write_photographs
-from taming.program import RUN_TIME, run_apart, train_apart
 from taming.shipped import find_config
+from taming.training.apart import RUN_TIME, run_apart, train_apart
 
 LANDSCAPES = "data/landscapes"
 SAMPLING = ("--top_k", "200", "--top_p", "0.92", "--temperature", "0.9")
 SMALL_STEPS, SMALL_GPT = 2, ("n_layer=1", "n_embd=24")
 AUTO = "auto"
+
+
+def precision_here(precision: str) -> str:
+    """Of training, as the Trainer names it: for `AUTO`, mixed where that is fast."""
+    if precision != AUTO:
+        return precision
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast else "32"
 
 
 @dataclass
@@ -40,9 +48,8 @@ class Workshop:
         """Run a subcommand of `taming` in the folder `work`."""
         run_apart(words, self.work)
 
-    @cached_property
-    def landscapes(self) -> Path:
-        """The rendered landscapes."""
+    def render(self) -> Path:
+        """Render the landscapes, if they are not there; returns their folder."""
         folder, counts = self.work / LANDSCAPES, ("2000", "96")
         if self.small:
             counts = ("16", "8")
@@ -61,16 +68,13 @@ class Workshop:
 
     @cached_property
     def hardware(self) -> tuple[str, ...]:
-        """Flags of training: the GPU, if there is one, and mixed precision where it is fast."""
-        gpu = torch.cuda.is_available()
-        fast = gpu or torch.cpu._is_avx512_bf16_supported()
-        precision = self.precision
-        if precision == AUTO:
-            precision = "bf16-mixed" if fast else "32"
-        return ("--precision", precision, *(("--gpus", "0,") if gpu else ()))
+        """Flags of training: the GPU, if there is one, and the precision."""
+        gpu = ("--gpus", "0,") if torch.cuda.is_available() else ()
+        return ("--precision", precision_here(self.precision), *gpu)
 
-    def trained(self, name: str, *overrides: str) -> str:
-        """The run of the config gallery/`name`, trained to its end; relative to `work`."""
+    def train(self, name: str, *overrides: str) -> str:
+        """Train the config gallery/`name` to its end, if it is not; returns the run, relative to
+        `work`."""
         if name not in self._runs:
             self._runs[name] = self._train(name, overrides)
         return self._runs[name]
@@ -84,10 +88,10 @@ class Workshop:
 
     def transformer(self, name: str, condition: str = "") -> str:
         """The run of gallery/`name`_transformer, on cached codes, with the stages that it needs."""
-        assert self.landscapes
-        runs = {"first_stage": self.trained("vqgan")}
+        self.render()
+        runs = {"first_stage": self.train("vqgan")}
         if condition:
-            runs["cond_stage"] = self.trained(f"{condition}_vqgan")
+            runs["cond_stage"] = self.train(f"{condition}_vqgan")
         stages = [f"model.params.{stage}_config={run}" for stage, run in runs.items()]
         if self.small:
             network = "model.params.transformer_config.params"
@@ -95,7 +99,7 @@ class Workshop:
         config = str(find_config(f"gallery/{name}_transformer"))
         codes = f"data/codes_{name}{self.later(*runs.values())}"
         self.run(["encode", "--base", config, "--out", codes, "--flips", *stages])
-        return self.trained(f"{name}_transformer", *stages, f"data.params.codes={codes}")
+        return self.train(f"{name}_transformer", *stages, f"data.params.codes={codes}")
 
     def later(self, *runs: str) -> str:
         """What names of what is made of runs end in: the times of those before which there was one

@@ -16,10 +16,10 @@ from taming.config import did_you_mean
 from taming.errors import UserError, shorten
 from taming.guidance.clip_files import clip_folder, clip_weights
 from taming.guidance.encoders import Channels, normalized
+from taming.shipped import extra
 
 log = logging.getLogger(__name__)
 
-EXTRA = "pip install 'taming-transformers[guide]'"
 USUAL = "ViT-B-32"
 # What open_clip raises for what its user can mend, as a package that a tokenizer needs.
 _OF_OPEN_CLIP = (RuntimeError, ValueError, TypeError, KeyError, OSError, ImportError)
@@ -118,7 +118,9 @@ def _package() -> Any:
     try:
         return importlib.import_module("open_clip")
     except ImportError:
-        raise UserError(f"--clip needs open_clip, which is not installed: {EXTRA}") from None
+        raise UserError(
+            f"--clip needs open_clip, which is not installed: {extra('guide')}"
+        ) from None
 
 
 def _built(open_clip: Any, name: str, facts: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def stored(*uploads: Upload | None) -> Iterator[list[str | None]]:
         except UserError as error:
             message = str(error)
             for number in range(len(uploads)):
-                message = message.replace(f"{folder}/{number}/", "")
+                message = message.replace(os.path.join(folder, str(number), ""), "")
             raise UserError(message) from None
 
 

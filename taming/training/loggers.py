@@ -81,7 +81,7 @@ class _TableWriter(ExperimentWriter):
 def _old_rows(path: Path, columns: Sequence[str]) -> str:
     if not path.exists():
         return ""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return _rows(columns, list(csv.DictReader(file)))
 
 

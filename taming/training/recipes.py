@@ -21,7 +21,8 @@ from taming.training.run_folder import RunFolder
 Values = dict[str, Any]
 # Options of the Trainer by which a run becomes another one; the others say where and how it runs.
 OPTIONS: tuple[str, ...] = ("max_epochs", "max_steps", "accumulate_grad_batches")
-OPTIONS += ("gradient_clip_val", "limit_train_batches", "overfit_batches")
+OPTIONS += ("gradient_clip_val", "limit_train_batches", "overfit_batches", "precision")
+PRECISION = {"32-true": "32", "16": "16-mixed", "bf16": "bf16-mixed"}  # other names of the same
 
 
 def recipe_of_words(words: Sequence[str], folder: Path | None = None) -> Values:
@@ -64,6 +65,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def _values(config: DictConfig, lightning: Mapping[str, Any], flags: Mapping[str, Any]) -> Values:
     options = {**(lightning.get("trainer") or {}), **flags}
+    precision = str(options.get("precision") or "32")
+    options["precision"] = PRECISION.get(precision, precision)
     kept = {name: lightning.get(name, default) for name, default in KEPT_FLAGS.items()}
     counted = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     return {**config_values(config), **kept, **counted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
@@ -142,7 +143,7 @@ def test_what_cannot_be_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="hf:me/stage is gated: accept its terms .* log in with"):
         taming.load("hf:me/stage")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'taming-transformers\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[hub\]'"):
         taming.load("hf:me/stage")
 
 
@@ -173,6 +174,24 @@ def test_only_the_weights_that_are_used_are_fetched(hub: Hub) -> None:
     weight("hf:me/stage")
     weight("hf:me/stage")
     assert sorted(hub.fetched) == ["config.yaml", "model.safetensors"]
+
+
+def test_only_the_parts_of_an_index_are_fetched(hub: Hub) -> None:
+    """Beside them, repositories have weights of other precisions, and of other models."""
+    state = build(first_stage_config(lossconfig=None)).state_dict()
+    names = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(state)}
+    files = {"model.safetensors.index.json": json.dumps({"weight_map": names}).encode()}
+    for file in set(names.values()):
+        save_weights({key: state[key] for key in state if names[key] == file}, Path(file))
+        files[file] = Path(file).read_bytes()
+    repository = hub.repositories["me/stage"]
+    del repository.snapshots[repository.branches["main"]]["model.safetensors"]
+    repository.commit({**files, "model.fp16-0.safetensors": b"half", "other.safetensors": b"x"})
+    assert torch.equal(weight("hf:me/stage"), state["encoder.conv_in.weight"])
+    assert sorted(hub.fetched) == sorted(["config.yaml", *files])
+    repository.commit({"model.safetensors.index.json": b"{"})
+    with pytest.raises(UserError, match=r"index\.json"):
+        taming.load("hf:me/stage")
 
 
 def test_the_config_may_be_a_yml(hub: Hub) -> None:

@@ -45,5 +45,5 @@ def test_digits_are_the_real_ones_with_their_labels() -> None:
 
 def test_missing_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"pip install taming-transformers\[data\]"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[data\]'"):
         DigitsTrain()

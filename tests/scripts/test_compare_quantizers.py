@@ -16,11 +16,10 @@ from PIL import Image
 
 from scripts.compare_quantizers import Options, main, prepare_data, steps_a_second
 from scripts.digits import main as digits
-from taming import program
 from taming.evaluation.tasks import quantizers
 from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, table_rows
 from taming.shipped import find_config
-from taming.training import run_folder
+from taming.training import apart, run_folder
 from taming.training.cli import main as train
 from tests.training.test_logged_times import write_start
 
@@ -53,7 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.delenv(run_folder._TIME_VARIABLE, raising=False)  # as a process of its own has
         train([*words[1:], *quick])
 
-    monkeypatch.setattr(program, "run_apart", run)
+    monkeypatch.setattr(apart, "run_apart", run)
     return names
 
 

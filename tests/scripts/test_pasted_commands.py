@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from scripts import encode_dataset, make_example_data
-from taming import program
 from taming.checkpoint.file_kinds import what_folder
 from taming.errors import UserError
-from taming.training import run_folder
+from taming.training import apart, run_folder
 
 
 def test_overrides_and_folders(
@@ -22,8 +21,8 @@ def test_overrides_and_folders(
     assert encode_dataset.summary("a b", manifest).endswith("add 'data.params.codes=a b'")
     monkeypatch.setattr(make_example_data, "write_all", lambda *_: 1)
     make_example_data.main(["-o", "a b"])
-    monkeypatch.setattr(program.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
-    program.run_apart(["train", "-n", "a b"])
+    monkeypatch.setattr(apart.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    apart.run_apart(["train", "-n", "a b"])
     said = capsys.readouterr().out
     assert "cd 'a b' && " in said and "taming train -n 'a b'" in said
     (tmp_path / "a b").mkdir()

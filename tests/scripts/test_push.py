@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_a_repository_that_is_there_is_updated(
 def test_what_is_not_uploaded(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is wrong is said before gigabytes are written, or read where it can be known."""
     Path("empty").mkdir()
     assert "there is no run or checkpoint at gone" in refused(capsys, "gone", "me/x")
     assert "empty" in refused(capsys, "empty", "me/x")
@@ -134,11 +136,20 @@ def test_what_is_not_uploaded(
     assert "give the revision once" in both
     full = refused(capsys, str(RUN), "me/x", "--dry_run", "logs")
     assert "logs is there and not empty" in full
+    monkeypatch.setattr(push, "write_repository", lambda *_: pytest.fail("written"))
     hub.token = "secret"
     assert "(401) without rights to it; log in with" in refused(capsys, str(RUN), "me/x")
+    assert "does not take the model card" in refused(capsys, str(RUN), "me/x", "--license", "mine")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "the hub cannot be reached" in refused(capsys, str(RUN), "me/x")
     assert not hub.repositories
+    monkeypatch.setattr(push, "load_run", lambda *_: pytest.fail("loaded"))
+    monkeypatch.delenv("HF_ENDPOINT")
+    assert "alone who are logged in; log in with `hf auth login`" in refused(
+        capsys, str(RUN), "me/x"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install -e '.[hub]'" in refused(capsys, str(RUN), "me/x")
 
 
 def test_a_card_that_the_hub_does_not_take(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

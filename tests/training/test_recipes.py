@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from taming import program
-from taming.program import train_apart
+from taming.training import apart
+from taming.training.apart import train_apart
 from taming.training.cli import main as main_command
 from taming.training.recipes import difference, recipe_of_run, recipe_of_words
 from tests.kit.codes import FIRST, write_home
@@ -54,7 +54,9 @@ def test_what_makes_another_run(
         return difference(before, recipe_of_words([*words, *more]))
 
     assert changed() is None
-    assert changed("--precision", "bf16-mixed", "--log_every_n_steps", "7") is None
+    assert changed("--precision", "32", "--log_every_n_steps", "7") is None
+    for name in ("bf16", "bf16-mixed"):
+        assert changed("--precision", name) == "precision was 32 and is bf16-mixed"
     assert changed("--seed", "2") == "seed was 1 and is 2"
     assert changed("--max_steps", "3") == "max_steps was 1 and is 3"
     assert changed("--accumulate_grad_batches", "2") == "accumulate_grad_batches was None and is 2"
@@ -84,15 +86,15 @@ def test_what_was_interrupted_goes_on_beside_a_newer_run_of_another_recipe(
         calls.append(words)
         main(words[1:])
 
-    monkeypatch.setattr(program, "run_apart", run)
+    monkeypatch.setattr(apart, "run_apart", run)
     start, flags = [*words[:5], f"data.params.codes={home / 'codes'}"], words[5:]
     first = train_apart("run", Path("logs"), start, flags)
-    (first / program.FINISHED).unlink()  # as if it was stopped
+    (first / apart.FINISHED).unlink()  # as if it was stopped
     monkeypatch.setenv("TAMING_RUN_TIME", "9026-01-01T00-00-00")
     other = train_apart("run", Path("logs"), [*start, "model.params.pkeep=0.5"], flags)
     assert other.name == "9026-01-01T00-00-00_run" and calls[1][1] == "--base"
     said = capsys.readouterr().out
     assert f"{first} is of another recipe (model.params.pkeep was None and is 0.5): a new" in said
     assert train_apart("run", Path("logs"), start, flags) == first
-    assert calls[2][1:3] == ["-r", str(first.resolve())] and (first / program.FINISHED).is_file()
+    assert calls[2][1:3] == ["-r", str(first.resolve())] and (first / apart.FINISHED).is_file()
     assert train_apart("run", Path("logs"), start, flags) == first and len(calls) == 3

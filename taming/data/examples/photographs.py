@@ -21,6 +21,7 @@ from PIL import Image
 from taming.data.files.list_files import write_lines
 from taming.errors import UserError
 from taming.pictures import resize_and_crop
+from taming.shipped import extra
 
 Pixels = NDArray[np.uint8]
 
@@ -90,9 +91,7 @@ def read_photograph(name: str) -> Pixels:
     package, _, rest = place.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(
-            f"{name} comes with {package}: pip install 'taming-transformers[data,eval]'"
-        )
+        raise UserError(f"{name} comes with {package}: {extra('data', 'eval')}")
     with Image.open(Path(spec.origin).parent / rest) as image:
         return np.asarray(image.convert("RGB"))
 

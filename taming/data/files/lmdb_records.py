@@ -23,6 +23,7 @@ from taming.atomic_files import atomic_path, user_cache
 from taming.data.columns import StringTable
 from taming.data.files.lmdb_pages import check_tree
 from taming.errors import UserError, reason_of
+from taming.shipped import extra
 from taming.user_files import file_version, regular
 
 if TYPE_CHECKING:
@@ -197,8 +198,7 @@ def _library() -> ModuleType:
         import lmdb
     except ImportError:
         raise UserError(
-            "LMDB databases are read with lmdb, which is not installed; "
-            "run: pip install taming-transformers[lsun]"
+            f"LMDB databases are read with lmdb, which is not installed; run: {extra('lsun')}"
         ) from None
     return lmdb
 

@@ -24,7 +24,7 @@ async function picture(source) {
 }
 
 export class PaintSurface {
-  /** The document of `args`, see `canvas.py`; its numbers are unpacked first. */
+  /** The document of `args`, see `painting.py`; its numbers are unpacked first. */
   static async open(args) {
     const read = async (packed) =>
       reduce(await unpack(packed), args.width, args.height, args.cell);

@@ -17,7 +17,7 @@ from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, stack_pixels
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
-from taming.shipped import script
+from taming.shipped import extra, script
 from taming.user_files import name_and_file
 
 Probabilities = Callable[[Tensor], Tensor]
@@ -136,7 +136,7 @@ def neighbor_accuracy(real: LabeledImages, samples: LabeledImages, neighbors: in
         from sklearn.neighbors import KNeighborsClassifier
     except ImportError:
         raise UserError(
-            "the nearest-neighbor classifier needs scikit-learn: pip install scikit-learn"
+            f"the nearest-neighbor classifier needs scikit-learn: {extra('eval')}"
         ) from None
     if real[0].shape[1:] != samples[0].shape[1:]:
         raise UserError(

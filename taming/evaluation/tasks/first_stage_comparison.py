@@ -181,7 +181,7 @@ def comparison_picture(
 
 def write_pairs(values: Mapping[str, np.ndarray], path: Path) -> None:
     """A CSV with a line per image: its index, its label (-1: none) and its metrics."""
-    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(values)
         writer.writerows(zip(*(column.tolist() for column in values.values()), strict=True))

@@ -153,5 +153,5 @@ def test_absent_and_empty_databases(database: Path, tmp_path: Path) -> None:
 
 def test_without_the_package(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(UserError, match=r"run: pip install taming-transformers\[lsun\]"):
+    with pytest.raises(UserError, match=r"run: pip install -e '.\[lsun\]'"):
         record_paths(database, "X")

@@ -1,0 +1,95 @@
+"""Commands of `taming` in processes of their own, such as trainings that go on when they are called
+again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import taming
+from taming.errors import UserError
+from taming.shipped import TRAIN
+
+RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
+FINISHED = "finished"  # a file in the folder of a run that was trained to its end
+
+
+def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
+    """Print and run `taming` with `words` in a process of its own, in a folder (default: here).
+
+    SystemExit if it fails, which has said why.
+    """
+    print(f"\ntaming {shlex.join(words)}", flush=True)
+    line = [sys.executable, "-m", "taming", *words]
+    code = subprocess.run(line, env=environment_apart(), cwd=folder, check=False).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def environment_apart() -> dict[str, str]:
+    """Of processes that import this package, also from a clone that is not installed."""
+    package = Path(taming.__file__).parents[1]
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def step_flags(max_steps: int) -> tuple[str, ...]:
+    """The flags of `taming train` for so many steps; none for -1, the whole course.
+
+    Raises:
+        UserError: for other numbers below 1.
+    """
+    if max_steps == -1:
+        return ()
+    if max_steps < 1:
+        raise UserError(f"--max_steps is at least 1, or -1 for the whole course, not {max_steps}")
+    return ("--max_steps", str(max_steps))
+
+
+def train_apart(
+    name: str,
+    logs: Path,
+    start: Sequence[str],
+    flags: Sequence[str],
+    folder: Path | None = None,
+) -> Path:
+    """The run `name` below `logs`, trained to its end by `run_apart` in `folder`.
+
+    What is finished is not trained again, and what was interrupted goes on. A run of another
+    recipe, of a config that has changed since, stays as it is, and a new one is trained beside it.
+
+    Args:
+        start: words of a new run's `taming train`.
+        flags: words of one that goes on as well.
+    """
+    run = _begun(name, logs, [*start, *flags], folder)
+    if run is not None and (run / FINISHED).is_file():
+        return run
+    first = start if run is None else ["-r", str(run.resolve())]
+    run_apart([TRAIN, *first, "-t", "True", *flags], folder)
+    run = run or max(logs.glob(RUN_TIME + name))
+    (run / FINISHED).touch()
+    return run
+
+
+def _begun(name: str, logs: Path, words: Sequence[str], folder: Path | None) -> Path | None:
+    """The newest run of that name that has a checkpoint and is of the recipe in `words`; what is
+    different is said if there are only others."""
+    runs = [run for run in logs.glob(RUN_TIME + name) if any(run.glob("checkpoints/*.ckpt"))]
+    if not runs:
+        return None
+    from taming.training.recipes import difference, recipe_of_run, recipe_of_words
+
+    wanted = recipe_of_words(words, folder)
+    others = []
+    for run in sorted(runs, reverse=True):
+        other = difference(recipe_of_run(run), wanted)
+        if other is None:
+            return run
+        others.append(f"{run} is of another recipe ({other}): a new run is trained beside it")
+    print(others[0], flush=True)
+    return None
