@@ -12,6 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from taming.modules.transformer.gpt import GPT
+from taming.modules.vqvae.cosine import CosineQuantizer
+from taming.modules.vqvae.ibq import IBQ
+from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.models import build, first_stage_config
 from tests.support import ROOT
 
@@ -101,3 +104,24 @@ def test_the_text_says_the_measured_shares() -> None:
     first, second = (f"{footprint.utilization(kind):.0%}" for kind in footprint.MEASURED)
     shares = re.search(r"\*\*computed\*\* for (\d+) % \(first stages\) and (\d+) %", text)
     assert shares is not None and [f"{share}%" for share in shares.groups()] == [first, second]
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        lambda: VectorQuantizer2(16_384, 8, 0.25, entropy_weight=0.1),
+        lambda: CosineQuantizer(16_384, 8, entropy_weight=0.1),
+        lambda: IBQ(16_384, 8),
+    ],
+)
+def test_entropies_of_large_codebooks_take_bounded_memory(quantizer: Callable[[], Any]) -> None:
+    """Forward and backward: as many latents as would otherwise be two parts, or many more."""
+    with footprint.without_numbers():
+        model = quantizer().train()
+
+        def step(batch_size: int) -> None:
+            latents = torch.zeros(batch_size, 8, 16, 16, requires_grad=True)
+            loss = model(latents)[1]
+            loss.backward()
+
+        assert 1e8 < footprint.measured(step, model, 32).peak < 1e9

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from taming.config_values import CountOrZero
+from taming.data.augmentations import Augmentations
 from taming.data.cropped_images import CroppedImageFiles
 from taming.data.image_transforms import RandomHorizontalFlipReturn
 from taming.data.scene_crops import SceneCrop
@@ -46,6 +47,8 @@ class Copies(Dataset[Any]):
         self._scene_flips = parts_of(dataset, RandomHorizontalFlipReturn)
         self._mirrors_itself = flips and bool(parts_of(dataset, CroppedImageFiles))
         self.mirrored_later = flips and not self._mirrors_itself
+        self._crops, self._flips = crops, flips
+        self._augmentations: list[Any] = parts_of(dataset, Augmentations)
         self.draws = max(crops, 1) * (2 if self._mirrors_itself else 1)
         self.copies = max(crops, 1) * (2 if flips else 1)
         self.images: int = len(dataset)  # type: ignore[arg-type]
@@ -91,22 +94,26 @@ class Copies(Dataset[Any]):
         )
 
     def say_what_is_fixed(self, split: str) -> None:
-        """Warn, in one line, of random crops and flips that are made once and for all."""
+        """Warn, in one line, of random crops, augmentations and flips that are made once and
+        for all."""
         random: dict[str, list[Any]] = {
             "crops": [t.random_crop and t.crop_size for t in self._transforms]
             + [crop.method.startswith("random") for crop in self._scene_crops],
+            "augmentations": [t.augmentations for t in self._transforms] + self._augmentations,
             "flips": [t.random_flip for t in self._transforms]
             + [crop.flip_share > 0 for crop in self._scene_crops]
             + [flip.p > 0 for flip in self._scene_flips],
         }
-        if self.draws == 1 and (fixed := [name for name, found in random.items() if any(found)]):
-            flags = {"crops": "--crops K", "flips": "--flips"}
+        one_draw = self._crops <= 1
+        once = {"crops": one_draw, "augmentations": one_draw, "flips": not self._flips}
+        if fixed := [name for name, found in random.items() if once[name] and any(found)]:
+            flags = {"crops": "--crops K", "augmentations": "--crops K", "flips": "--flips"}
             log.warning(
                 "the random %s of data.params.%s are made once, and are the same in every epoch; "
                 "for several copies of each image add %s",
                 " and ".join(fixed),
                 split,
-                " ".join(flags[name] for name in fixed),
+                " ".join(dict.fromkeys(flags[name] for name in fixed)),
             )
 
     def __len__(self) -> int:

@@ -54,10 +54,10 @@ class JointTransform:
         self.random_crop, self.random_flip = options.random_crop, options.random_flip
         self._interpolation = options.interpolation
         self._smooth = {"image": True} | dict(maps or {})
-        self._augmentations: Augmentations | None = None
+        self.augmentations: Augmentations | None = None
         if options.augmentations:
             source = options.source or "the dataset"
-            self._augmentations = Augmentations(
+            self.augmentations = Augmentations(
                 options.augmentations, maps, side=self.crop_size, source=source
             )
 
@@ -86,8 +86,8 @@ class JointTransform:
             )
             for name, values in {"image": image, **maps}.items()
         }
-        if self._augmentations is not None:
-            cropped, _ = self._augmentations(cropped)
+        if self.augmentations is not None:
+            cropped, _ = self.augmentations(cropped)
         return cropped
 
     def resized(self, image: np.ndarray, smallest_side: int) -> np.ndarray:

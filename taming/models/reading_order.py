@@ -9,8 +9,9 @@
                 (section 3.3 there)
 
 GPTs with `attention: full` have no order: a part of the codes is masked, and these are predicted.
-Random numbers are those of torch's global generator, which resumed runs restore; in validation
-they are of a generator of their own, so that losses compare.
+Random numbers are those of torch's global generator, which every step of a run seeds by its place
+(`taming.training.noise`), so that resumed runs go on alike; in validation they are of a generator
+of their own, so that losses compare.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import types
@@ -20,9 +21,12 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
+from taming.distributed import is_first_process
 from taming.errors import UserError, shorten
 from taming.shipped import script
 from taming.training.refused_options import check_arguments
+
+log = logging.getLogger(__name__)
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
@@ -100,21 +104,26 @@ def _plain_types(annotation: Any) -> set[type]:
 
 
 def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
-    """Turn `gpus` ("0,", "0,1", "2", "-1", a number, a list) into accelerator and devices.
+    """Turn `gpus` ("0,", "0,1", "2", "-1", a number, a list) into accelerator and devices, and
+    `devices` of a text into a number or a list.
 
-    Without it, and without an accelerator or devices, the CPU is used.
+    Without any of these, the CPU is used.
 
     Raises:
-        UserError: if `gpus` cannot be read, or there is no GPU.
+        UserError: if `gpus` or `devices` cannot be read, or there is no GPU.
     """
     options = dict(options)
+    if isinstance(named := options.get("devices"), str) and named != "auto":
+        options["devices"] = _listed_devices(named, "--devices")
     gpus = options.pop("gpus", None)
     if gpus is None:
         if "accelerator" not in options and "devices" not in options:
             options |= {"accelerator": "cpu", "devices": 1}
         return options
-    devices = _gpu_devices(gpus)
+    devices = _listed_devices(gpus, "--gpus")
     if not devices:
+        if torch.cuda.is_available() and is_first_process():
+            log.info("--gpus %s is no GPU: the CPU trains; the first GPU is --gpus '0,'", gpus)
         return {**options, "accelerator": "cpu", "devices": 1}
     if not torch.cuda.is_available():
         raise UserError(
@@ -124,7 +133,7 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "accelerator": "gpu", "devices": devices}
 
 
-def _gpu_devices(gpus: Any) -> int | list[int]:
+def _listed_devices(gpus: Any, flag: str) -> int | list[int]:
     if isinstance(gpus, list | tuple):
         gpus = ",".join(map(str, gpus))
     text = str(gpus).strip()
@@ -134,7 +143,7 @@ def _gpu_devices(gpus: Any) -> int | list[int]:
         return int(text)
     except ValueError:
         raise UserError(
-            f"--gpus {text}: write '0,' for the first GPU, '0,1' for two, '2' for any two, or "
+            f"{flag} {text}: write '0,' for the first GPU, '0,1' for two, '2' for any two, or "
             "'-1' for all"
         ) from None
 
@@ -254,7 +263,8 @@ def _check_gpus(options: Mapping[str, Any]) -> None:
     """Refuse GPUs that are not there, or named twice."""
     devices = options.get("devices")
     present = torch.cuda.device_count()
-    if options.get("accelerator") not in ("gpu", "cuda") or not present:
+    # Lightning's `auto`, which is its default, takes GPUs where there are some.
+    if options.get("accelerator") not in ("gpu", "cuda", "auto", None) or not present:
         return
     numbers = [int(number) for number in devices] if isinstance(devices, list) else []
     wanted = devices if isinstance(devices, int) else max(numbers, default=0) + 1

@@ -20,6 +20,7 @@ from taming.config import instantiate_from_config, load_config
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.base import ImageFiles
 from taming.data.codes import CodeDataset, read_manifest
+from taming.data.copies import Copies
 from taming.data.options import ImageOptions
 from taming.data.seeding import Position, SeededDataset
 from taming.data.tools import code_writer
@@ -214,7 +215,9 @@ def test_scenes_are_mirrored_with_their_boxes(home: Path) -> None:
         assert np.array_equal(arrays("codes")["train.codes.npy"][:1, copy], expected)
 
 
-def test_random_crops_and_the_choice_among_them(home: Path) -> None:
+def test_random_crops_and_the_choice_among_them(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of data that crop at the center, by themselves; each epoch chooses by its position."""
     files = write_images(Path("images"), 6, 16, 64)
     Path("list.txt").write_text("\n".join(files))
@@ -232,6 +235,18 @@ def test_random_crops_and_the_choice_among_them(home: Path) -> None:
     assert arrays("codes")["validation.codes.npy"].shape == (6, 1, 8, 8)
     options = ImageOptions(16, random_crop=True)
     dataset = SeededDataset(ImageFiles(files, options), 23)
+    # What is drawn once is said, of each kind by itself.
+    flip = {"target": "albumentations.HorizontalFlip"}
+    drawn = ImageOptions(16, random_crop=True, random_flip=True, augmentations=[flip])
+    for crops, flips, fixed in (
+        (0, False, "crops and augmentations and flips of"),
+        (1, True, "crops and augmentations of"),
+        (2, False, "random flips of"),
+        (2, True, ""),
+    ):
+        caplog.clear()
+        Copies(ImageFiles(files, drawn), crops, flips, 0).say_what_is_fixed("train")
+        assert fixed in caplog.text and bool(caplog.text) is bool(fixed)
     crops = np.stack([dataset[Position(epoch, 2)]["image"] for epoch in range(3)])
     assert np.array_equal(made[2, ::2], encoded(first_stage(home), crops))
     assert np.array_equal(made[2, 1::2], encoded(first_stage(home), crops[:, :, ::-1]))

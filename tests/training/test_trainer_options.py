@@ -93,16 +93,37 @@ def test_gpus_in_all_its_forms(gpus: Any, devices: Any, monkeypatch: pytest.Monk
     }
 
 
-def test_without_gpus_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpus_the_cpu_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     cpu = {"accelerator": "cpu", "devices": 1}
     assert resolve_devices({}) == cpu
-    assert resolve_devices({"gpus": "0"}) == cpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with caplog.at_level("INFO"):
+        assert resolve_devices({"gpus": "0"}) == cpu
+    assert "--gpus 0 is no GPU: the CPU trains; the first GPU is --gpus '0,'" in caplog.text
     assert resolve_devices({"accelerator": "auto"}) == {"accelerator": "auto"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--gpus 0, asks for a GPU, but torch finds none"):
         resolve_devices({"gpus": "0,"})
     with pytest.raises(UserError, match="write '0,' for the first GPU"):
         resolve_devices({"gpus": "first"})
+    with pytest.raises(UserError, match="--devices first: write '0,' for"):
+        resolve_devices({"devices": "first"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"devices": 8}, {"accelerator": "auto", "devices": 8}, {"devices": "0,7"}]
+)
+def test_devices_that_are_not_there(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing says that they are GPUs but that there is one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="this machine has 1 GPU, number 0"):
+        checked_options(resolve_devices(options))
+    checked_options(resolve_devices({**options, "accelerator": "cpu"}))
+    checked_options(resolve_devices({"devices": "auto"}))
 
 
 def test_accumulation_and_clipping_move_to_models_that_step_themselves() -> None:

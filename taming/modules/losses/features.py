@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.devices import multiplying_in
 from taming.errors import UserError
 from taming.modules.frozen import Frozen
 from taming.modules.losses.weight_files import WeightFile, find_weights, or_without
+from taming.modules.resizing import resized
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 224  # pixels a side of which these networks were trained
@@ -30,7 +30,7 @@ NETWORKS = {
 def as_imagenet(images: Tensor, size: int) -> Tensor:
     """Images [B, 3 or 1, H, W] in [-1, 1] -> [B, 3, size, size], normalized as ImageNet's are."""
     if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        images = resized(images, (size, size), "bilinear", antialias=True)
     mean, deviation = (_of_channels(values, images) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / deviation
 

@@ -20,6 +20,7 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 """Latents [n, D] and codes [K, D] -> what is likely, before the temperature, [n, K]."""
 Entropies = tuple[Tensor, Tensor]
 """The mean entropy of each latent's codes, and the entropy of all latents' together, in nats."""
+COPIES = 8  # at most: matrices [n, K] that exist at a time, of probabilities and their gradients
 
 
 class EntropyOptions(TypedDict, total=False):
@@ -75,7 +76,7 @@ def entropies(
     (arXiv 2310.05737, equation 5), between -log K, each code for as many latents, and 0. In
     training, E[p] is that of all processes.
     """
-    rows = max(1, codebook.MAX_DISTANCES // len(codes))
+    rows = codebook.rows_at_a_time(len(codes), COPIES)
     parts = torch.split(codebook.precise(latents), rows)
     with without_autocast(latents.device):
         # N x K probabilities of many parts are not kept, but made again in the backward pass.

@@ -12,7 +12,7 @@ from taming.config_values import Count, FilePath, Weight
 from taming.devices import without_autocast
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
-from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
+from taming.modules.vqvae.entropy import COPIES, EntropyOptions, weighted_entropy
 from taming.modules.vqvae.products import fp32_products
 
 
@@ -50,7 +50,7 @@ class IBQ(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, e_dim, h, w] -> `Quantized`."""
         rows, table = codebook.channels_last(z), codebook.precise(self.codes)
-        parts = torch.split(rows.to(table), max(1, codebook.MAX_DISTANCES // self.n_e))
+        parts = torch.split(rows.to(table), codebook.rows_at_a_time(self.n_e, COPIES))
         with without_autocast(z.device):
             # N x K probabilities of many parts are not kept, but made again for the gradient.
             chosen = [

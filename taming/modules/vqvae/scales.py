@@ -11,15 +11,12 @@ from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.modules.resizing import Size, resized
 from taming.modules.vqvae.codebook import SeveralLevels
 from taming.modules.vqvae.convolution import PreciseConv2d
-
-Size = tuple[int, int]
-"""(rows, columns) of a scale."""
 
 PUBLISHED: dict[int, tuple[int, ...]] = {
     16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -77,14 +74,14 @@ def side_of(scales: Sequence[int], count: int) -> int | None:
 
 def area_down(z: Tensor, size: Size) -> Tensor:
     """Latents [B, C, h, w] averaged over areas, [B, C, *size]; themselves if that is their size."""
-    return z if tuple(z.shape[2:]) == size else F.interpolate(z, size=size, mode="area")
+    return z if tuple(z.shape[2:]) == size else resized(z, size, "area")
 
 
 def bicubic_up(codes: Tensor, size: Size) -> Tensor:
     """Codes [B, C, p, q] as [B, C, *size]; themselves if that is their size."""
     if tuple(codes.shape[2:]) == size:
         return codes
-    return F.interpolate(codes, size=size, mode="bicubic")
+    return resized(codes, size, "bicubic")
 
 
 class Phi(PreciseConv2d):

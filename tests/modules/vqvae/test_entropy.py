@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taming.modules.vqvae import codebook
-from taming.modules.vqvae.entropy import entropies
+from taming.modules.vqvae.entropy import COPIES, entropies
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, VectorQuantizer2
 
 Z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ def written_out(z: torch.Tensor, codes: torch.Tensor, temperature: float) -> tor
 @pytest.mark.parametrize("rows", [6, 4])
 def test_equals_its_definition(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """In one part, and in parts that are made again in the backward pass."""
-    monkeypatch.setattr(codebook, "MAX_DISTANCES", rows * len(CODES))
+    monkeypatch.setattr(codebook, "MAX_DISTANCES", rows * len(CODES) * COPIES)
     gradients = []
     for function in (entropy_loss, written_out):
         z, codes = Z.clone().requires_grad_(), CODES.clone().requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.cosine import CosineQuantizer
-from taming.modules.vqvae.entropy import entropies
+from taming.modules.vqvae.entropy import COPIES, entropies
 from taming.modules.vqvae.grouped import GroupedQuantizer
 from taming.modules.vqvae.ibq import IBQ
 from taming.modules.vqvae.lfq import LFQ
@@ -103,7 +103,7 @@ def test_ibq() -> None:
 @pytest.mark.parametrize("rows", [512, 100])
 def test_ibq_gradients(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """In one part, and in parts that are made again in the backward pass."""
-    monkeypatch.setattr(codebook, "MAX_DISTANCES", rows * 64)
+    monkeypatch.setattr(codebook, "MAX_DISTANCES", rows * 64 * COPIES)
     quantizer = with_state(IBQ(64, 16, entropy_weight=0.0), "ibq")
     z, numbers = golden("ibq")["prequant"], golden("ibq", "quant_no_entropy.")
     close(quantizer(z)[1], numbers["loss"])
