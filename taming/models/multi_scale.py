@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from taming.config_values import Count, CountOrZero, Finite, Fraction, LossConfig, Weight
 from taming.errors import UserError
 from taming.models.vqgan import Ddconfig, VQModel
+from taming.modules.resizing import Size
 from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
-from taming.modules.vqvae.scales import Size, checked_scales, scales_for
+from taming.modules.vqvae.scales import checked_scales, scales_for
 
 
 class MultiScaleVQ(VQModel):

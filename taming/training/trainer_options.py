@@ -10,8 +10,6 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from taming.devices import available_cpus
 from taming.distributed import is_first_process
 from taming.errors import UserError, shorten
 from taming.shipped import script
+from taming.training.option_values import duration, listed_devices
 from taming.training.refused_options import check_arguments
 
 log = logging.getLogger(__name__)
@@ -114,13 +113,13 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
     """
     options = dict(options)
     if isinstance(named := options.get("devices"), str) and named != "auto":
-        options["devices"] = _listed_devices(named, "--devices")
+        options["devices"] = listed_devices(named, "--devices")
     gpus = options.pop("gpus", None)
     if gpus is None:
         if "accelerator" not in options and "devices" not in options:
             options |= {"accelerator": "cpu", "devices": 1}
         return options
-    devices = _listed_devices(gpus, "--gpus")
+    devices = listed_devices(gpus, "--gpus")
     if not devices:
         if torch.cuda.is_available() and is_first_process():
             log.info("--gpus %s is no GPU: the CPU trains; the first GPU is --gpus '0,'", gpus)
@@ -131,21 +130,6 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
             "to train on the CPU, or pass --accelerator mps on a Mac"
         )
     return {**options, "accelerator": "gpu", "devices": devices}
-
-
-def _listed_devices(gpus: Any, flag: str) -> int | list[int]:
-    if isinstance(gpus, list | tuple):
-        gpus = ",".join(map(str, gpus))
-    text = str(gpus).strip()
-    try:
-        if "," in text:
-            return [int(part) for part in text.split(",") if part.strip()]
-        return int(text)
-    except ValueError:
-        raise UserError(
-            f"{flag} {text}: write '0,' for the first GPU, '0,1' for two, '2' for any two, or "
-            "'-1' for all"
-        ) from None
 
 
 _RANGES = {"accumulate_grad_batches": Range(1), "check_val_every_n_epoch": Range(1)}
@@ -188,30 +172,9 @@ def _check_length(options: Mapping[str, Any]) -> None:
             )
 
 
-_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
-
-
-def _duration(value: Any) -> Any:
-    """A `max_time` as the Trainer takes it: `DD:HH:MM:SS`, or units with their numbers.
-
-    Raises:
-        UserError: for anything else.
-    """
-    if value is None or (isinstance(value, str) and _DURATION.fullmatch(value)):
-        return value
-    if isinstance(value, Mapping) and value:
-        with suppress(TypeError, OverflowError, ValueError):
-            if (time := timedelta(**value)) >= timedelta(0):
-                return time
-    raise UserError(
-        f"--max_time is {shorten(value)}; write '00:01:00:00' for days, hours, minutes and "
-        "seconds, or in YAML {hours: 1}"
-    )
-
-
 def _checked(name: str, value: Any) -> Any:
     if name == "max_time":
-        return _duration(value)
+        return duration(value)
     if isinstance(value, Mapping):
         raise UserError(f"lightning.trainer.{name} is a mapping; give a number, text or list")
     if name == "strategy" and re.search("spawn|fork|notebook", str(value)):

@@ -154,11 +154,6 @@ def table_numbers(quantizer: Any) -> tuple[int, ...]:
 MAX_DISTANCES = 2**26
 
 
-def rows_at_a_time(n_codes: int, copies: int = 1) -> int:
-    """How many latents meet all codes at a time, where so many matrices of both exist at once."""
-    return max(1, MAX_DISTANCES // (copies * n_codes))
-
-
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, in fp32 or better."""
@@ -183,7 +178,7 @@ def _nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """The search of `nearest_code`, in parts of bounded size."""
     codebook, latents = precise(codebook), precise(latents).to(precise(codebook))
-    rows = rows_at_a_time(len(codebook))
+    rows = max(1, MAX_DISTANCES // len(codebook))
     with without_autocast(latents.device), full_fp32_matmul():
         parts = [_nearest(part, codebook) for part in torch.split(latents, rows)]
     return torch.cat(parts)

@@ -76,7 +76,7 @@ def entropies(
     (arXiv 2310.05737, equation 5), between -log K, each code for as many latents, and 0. In
     training, E[p] is that of all processes.
     """
-    rows = codebook.rows_at_a_time(len(codes), COPIES)
+    rows = max(1, codebook.MAX_DISTANCES // (COPIES * len(codes)))
     parts = torch.split(codebook.precise(latents), rows)
     with without_autocast(latents.device):
         # N x K probabilities of many parts are not kept, but made again in the backward pass.

@@ -50,7 +50,8 @@ class IBQ(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, e_dim, h, w] -> `Quantized`."""
         rows, table = codebook.channels_last(z), codebook.precise(self.codes)
-        parts = torch.split(rows.to(table), codebook.rows_at_a_time(self.n_e, COPIES))
+        at_a_time = max(1, codebook.MAX_DISTANCES // (COPIES * self.n_e))
+        parts = torch.split(rows.to(table), at_a_time)
         with without_autocast(z.device):
             # N x K probabilities of many parts are not kept, but made again for the gradient.
             chosen = [

@@ -16,11 +16,11 @@ from taming.config_values import Count, CountOrZero, FilePath, Finite, Fraction,
 from taming.devices import without_autocast
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
+from taming.modules.resizing import Size
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 from taming.modules.vqvae.scale_revival import ScaleRevival
 from taming.modules.vqvae.scales import (
-    Size,
     area_down,
     bicubic_up,
     checked_scales,
