@@ -80,7 +80,9 @@ def test_digits_from_data_to_report(
 
 def test_report_needs_samples(tmp_path: Path) -> None:
     from taming.errors import UserError
+    from taming.evaluation.checkpoints import OwnWeights
     from taming.evaluation.tasks.report import newest_samples
+    from taming.weight_choice import WeightChoice
 
     with pytest.raises(UserError, match="make some with scripts/sample_fast.py"):
-        newest_samples(tmp_path, "sample_fast", (32, 32))
+        newest_samples(tmp_path, "sample_fast", (32, 32), OwnWeights("", WeightChoice()))

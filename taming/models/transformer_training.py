@@ -109,7 +109,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
         """Of the image's indices, (B, h*w, vocab)."""
         # Products of another number of rows round differently: evaluation stays as it was.
         if self.training:
-            return logits_from(self.transformer, sequence, start)
+            return logits_from(self.transformer, sequence, start, self.vocab_size)
         return logits_of(self.transformer, sequence, self.vocab_size)[:, start:]
 
     def _keep_some(self, indices: Tensor) -> Tensor:

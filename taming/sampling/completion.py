@@ -50,19 +50,21 @@ def _place(
     return Placed.reduced(before, (trained[0] * factor, trained[1] * factor))
 
 
-def keep_mask(keep: str, placed: Placed, factor: int, *, read_files: bool = True) -> Tensor:
+def keep_mask(keep: str, placed: Placed | Sizes, factor: int, *, read_files: bool = True) -> Tensor:
     """Which tokens are kept: bool (H / factor, W / factor), those with all their pixels kept.
 
     Args:
         keep: `top-half`, `bottom-half`, `left-half`, `right-half` of the picture; a box
             `x0,y0,x1,y1` in the image's pixels; or an image file, white where pixels are kept and
             black elsewhere, of the size of the image or of the picture.
-        placed: how the picture, of multiples of `factor`, was made of the image.
+        placed: how the picture, of multiples of `factor`, was made of the image; or its size, if
+            it is the image.
         read_files: whether an image file may be named; others than the user may not.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
+    placed = placed if isinstance(placed, Placed) else Placed.whole(placed)
     region = _marked(keep, placed, factor, _KEPT, read_files=read_files)
     tokens = _full_tokens(region.whole_pixels(region.marked), factor)
     if not tokens.any():

@@ -198,12 +198,14 @@ def logits_of(transformer: nn.Module, idx: Tensor, vocabulary: int | None = None
     raise wrong_result(f"{name_of(type(transformer))}.forward", expected, result)
 
 
-def logits_from(transformer: nn.Module, idx: Tensor, start: int) -> Tensor:
+def logits_from(
+    transformer: nn.Module, idx: Tensor, start: int, vocabulary: int | None = None
+) -> Tensor:
     """Those from position `start` on, (B, T - start, V); of a GPT, the head computes no others."""
     if type(transformer).forward is GPT.forward:  # classes of others may not know `start`
         logits: Tensor = transformer(idx, start=start)[0]
         return logits
-    return logits_of(transformer, idx)[:, start:]
+    return logits_of(transformer, idx, vocabulary)[:, start:]
 
 
 def _fits(logits: Tensor, idx: Tensor, size: int | None) -> bool:
