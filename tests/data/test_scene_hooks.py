@@ -38,8 +38,9 @@ def root(tmp_path: Path) -> Path:
     return write_coco(tmp_path)
 
 
-def test_what_is_known_of_images_and_classes(root: Path) -> None:
-    data = coco(root)
+def test_what_is_known_of_images_and_classes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    data = coco(Path("~"))
     image_id = data.get_image_id(0)
     assert image_id == "5" and data.get_annotation("5") == data.annotations(0)
     assert data.get_image_path(image_id) == data.get_image_path("5") == root / "train2017/5.jpg"

@@ -16,7 +16,7 @@ from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
 from taming.data.file_versions import version_of
 from taming.data.files.list_files import write_lines
-from taming.data.files.shard_index import read_index
+from taming.data.files.shard_index import image_ending, read_index
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.shards import DESCRIPTION, read_description
@@ -101,7 +101,7 @@ def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | Non
                 skipped.append(str(error))
                 continue
             for name, path in files.items():
-                ending = path.rpartition(".")[2].lower()
+                ending = image_ending(path)
                 field = f"{name}.{ending}" if name else ending
                 add_member(archive, f"{index:09}.{field}", _content(path))
             text = json.dumps(metadata, default=_plain)
