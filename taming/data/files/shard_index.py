@@ -77,14 +77,16 @@ def _without_braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     before, after = pattern[: match.start()], pattern[match.end() :]
-    if match[3] is None:
-        first, last = int(match[1]), int(match[2])
-        step = 1 if first <= last else -1
-        names = (f"{n:0{len(match[1])}}" for n in range(first, last + step, step))
-    else:
-        names = iter(match[3].split(","))
-    for name in names:
+    for name in _choices(match):
         yield from _without_braces(f"{before}{name}{after}")
+
+
+def _choices(braces: re.Match[str]) -> Iterable[str]:
+    if braces[3] is not None:
+        return braces[3].split(",")
+    first, last = int(braces[1]), int(braces[2])
+    step = 1 if first <= last else -1
+    return (str(number).zfill(len(braces[1])) for number in range(first, last + step, step))
 
 
 def image_ending(path: str) -> str:
