@@ -16,7 +16,13 @@ from typing import Any
 from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.file_kinds import what_folder
-from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
+from taming.checkpoint.formats import (
+    is_mapped,
+    read_checkpoint,
+    read_content,
+    shards_with,
+    stands_alone,
+)
 from taming.checkpoint.hub_names import HubName, fetch, is_hub_name
 from taming.checkpoint.own_configs import own_configs
 from taming.checkpoint.weight_sets import say
@@ -175,7 +181,8 @@ def _checkpoint_in(folder: Path) -> Path:
     if len(weights) == 1:
         return weights[0]
     shards = {path: set(shards_with(path)) for path in weights}
-    if first := next((path for path in sorted(weights) if shards[path] == set(weights)), None):
+    first = next((path for path in sorted(weights) if shards[path] == set(weights)), None)
+    if first is not None and not stands_alone(first):
         return first
     raise UserError(f"{folder} {what_folder(folder, [path.name for path in weights])}")
 
