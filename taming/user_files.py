@@ -111,8 +111,8 @@ def name_and_file(text: str) -> tuple[str, str]:
 
 
 def visible_in(folder: Path, pattern: str = "*") -> list[Path]:
-    """What is in a folder, by name, without what is hidden: on disks that do not know all that a Mac
-    keeps of a file, it puts `._a.yaml` beside `a.yaml`. In a folder that is not there is nothing."""
+    """What is in a folder, by name, without what is hidden, such as `._a.yaml`, which Macs put
+    beside `a.yaml` on other systems' disks. Nothing is in a folder that is not there."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
