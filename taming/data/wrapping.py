@@ -21,7 +21,7 @@ from taming.user_code import is_ours, is_users, name_of
 T = TypeVar("T")
 # Wrappers of any project keep what they wrap in `data`, torch's in `dataset` and `datasets`.
 _INSIDE = ("data", "dataset", "datasets")
-# What an item goes through on its way from its files.
+# What an item goes through on its way from its files; the first two in any dataset.
 _ON_THE_WAY: tuple[str, ...] = ("__getitem__", "__getitems__", "_item", "load", "whole")
 _ON_THE_WAY += ("preprocess_image", "read_item", "read_maps", "cropped", "finish", "finish_image")
 _ON_THE_WAY += ("picture", "image_transform", "values_of")
@@ -96,11 +96,11 @@ def changed_by(dataset: object) -> str:
     """The user's method, `my_data.Gray.__getitem__`, that may change items on their way from image
     files, or set the transform that does; nothing if there is none."""
     for one in _all_in(dataset):
+        names = _ON_THE_WAY if isinstance(one, ImageFiles) else _ON_THE_WAY[:2]
         for cls in type(one).__mro__:
             if not is_ours(cls) and cls.__module__.partition(".")[0] not in ("torch", "builtins"):
-                for name in _ON_THE_WAY:
-                    if name in vars(cls):
-                        return f"{name_of(cls)}.{name}"
+                for name in sorted(vars(cls).keys() & names):
+                    return f"{name_of(cls)}.{name}"
         if isinstance(one, ImageFiles) and (name := _own_transform(one)):
             return f"{name_of(type(one))}.{name}"
     return ""

@@ -201,7 +201,8 @@ def test_shards_are_read_by_their_index(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("name", ["epoch-00001-of-00040.ckpt", "model-00001-of-00001.pt"])
 def test_counters_in_names_make_no_shards(tmp_path: Path, name: str) -> None:
-    for content in ({"state_dict": RAW, "step": torch.tensor(3)}, {"model": RAW}):
+    contents: Any = ({"state_dict": RAW, "step": torch.tensor(3)}, {"model": RAW})
+    for content in (*contents, {"a": {"model": RAW}}):
         torch.save(content, tmp_path / name)
         loads_as(tmp_path / name, RAW)
         assert find_run(tmp_path).checkpoint == tmp_path / name

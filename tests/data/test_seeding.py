@@ -193,6 +193,8 @@ CONSTANT = albumentations.Compose([albumentations.RandomCrop(2, 2)])
         lambda pipeline: [{"a": (Helper([pipeline]),)}],
         lambda pipeline: lambda image: pipeline(image=image),
         lambda pipeline: lambda: CONSTANT,
+        lambda pipeline: lambda: (albumentations, pipeline, Helper([albumentations.Compose])),
+        lambda pipeline: Helper([albumentations.Compose, albumentations, pipeline]),
         lambda pipeline: type("Own", (Helper,), {"shared": pipeline})(None),
         lambda pipeline: type("Own", (Helper,), {"shared": property(lambda _: CONSTANT)})(None),
     ],

@@ -199,10 +199,11 @@ def test_weights_of_one_s_own_are_not_fetched_as_well(
 
     def load(*names: str, **options: Any) -> nn.Module:
         asked.append((names, options))
-        return nn.Linear(1, 1)
+        return nn.BatchNorm1d(1)
 
     monkeypatch.setattr("torch.hub.load", load)
-    weights = {"weight": torch.full((1, 1), 3.0), "bias": torch.zeros(1)}
+    weights = {name: torch.full((1,), 3.0) for name in ("weight", "bias")}
+    weights |= {f"running_{name}": torch.ones(1) for name in ("mean", "var")}  # of before 0.4.1
     torch.save({"state_dict": weights}, tmp_path / "w.pt")
     for file in (None, str(tmp_path / "w.pt")):
         network = load_network(NetworkOptions("a/b", "f", file), CPU, pretrained=True)
