@@ -49,7 +49,7 @@ class Copies(Dataset[Any]):
         self._mirrors_itself = flips and bool(held_by(dataset, CroppedImageFiles))
         self.mirrored_later = flips and not self._mirrors_itself
         self._crops, self._flips = crops, flips
-        self._augmentations: list[Any] = parts_of(dataset, Augmentations)
+        self._augmentations: list[Any] = held_by(dataset, Augmentations)
         self.draws = max(crops, 1) * (2 if self._mirrors_itself else 1)
         self.copies = max(crops, 1) * (2 if flips else 1)
         self.images: int = len(dataset)  # type: ignore[arg-type]
