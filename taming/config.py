@@ -22,7 +22,7 @@ from taming.config_files import (
     read_parts,
 )
 from taming.config_keys import check_keys
-from taming.config_names import check_names
+from taming.config_names import check_trusted
 from taming.config_schema import arguments_for, check_arguments, check_node
 from taming.config_targets import (
     KINDS,
@@ -89,7 +89,7 @@ def load_config(
     for part in parts:
         fill_in_bases(part)
     merged = merge(parts)
-    check_names(merged, parts, [key for key in used if key in merged])
+    check_trusted(merged, parts, [key for key in used if key in merged])
     check_sections(merged, used)
     check_keys(merged, parts, sections)
     return merged

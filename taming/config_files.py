@@ -26,8 +26,16 @@ _MOST_BYTES, MOST_ENTRIES, DEEPEST = 2**24, 10**6, 100
 # Where a comment begins in YAML.
 _COMMENT = re.compile(r"(^|\s)#")
 
-# What is a number to the base of 60 in YAML.
-_TIME = re.compile(r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+")
+# What YAML 1.1 takes for another number than it says, or for one at all: 1:30 is to the base of 60,
+# 0512 to that of 8 and 0b11 to that of 2; 2024_11_28 is 20241128, but 1_000 is what it says.
+_READ_OTHERWISE = re.compile(
+    r"""(?<![\w.])
+    (?: [-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?
+    | [-+]?0[0-7_]+ | [-+]?0b[01_]+
+    | (?![-+]?[0-9]{1,3}(?:_[0-9]{3})+$) [-+]?[0-9]+_[0-9_]* )
+    (?![\w.])""",
+    re.VERBOSE,
+)
 
 # Where keys have to be, if there is anything at all.
 _MAPPINGS = [(section,) for section in SECTIONS] + [("model", "params"), ("data", "params")]
@@ -146,7 +154,7 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, which is too much")
         text = path.read_text(encoding="utf-8")
         _check_aliases(path, text)
-        check_times(path, text)
+        check_numbers(path, text)
         return load(path)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(f"{path} is {kind}: {' '.join(str(error).split())}") from None
@@ -156,14 +164,20 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
         raise UserError(f"{path} is nested too deeply") from None
 
 
-def check_times(source: object, text: str) -> None:
-    """Refuse 1:30 without quotes, which YAML 1.1 takes for the number 90 and nobody else does."""
-    if not _TIME.search(text):
+def check_numbers(source: object, text: str) -> None:
+    """Refuse 1:30 and 0512 without quotes, which YAML 1.1 takes for the numbers 90 and 330 and
+    nobody else does."""
+    if not _READ_OTHERWISE.search(text):
         return
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         bare = isinstance(event, yaml.ScalarEvent) and event.style is None
-        if bare and _TIME.fullmatch(event.value):
-            raise UserError(f"{source}: YAML takes {event.value} for a number; put it in quotes")
+        if bare and _READ_OTHERWISE.fullmatch(event.value):
+            number = yaml.safe_load(event.value)
+            if isinstance(number, int | float):
+                raise UserError(
+                    f"{source}: YAML takes {event.value} for the number {number}; write that, or "
+                    "put it in quotes"
+                )
 
 
 def _check_aliases(path: Path, text: str) -> None:
@@ -232,11 +246,11 @@ def _read_override(text: str) -> DictConfig:
 def _parsed_override(text: str, key: str, value: str) -> DictConfig:
     try:
         cut = _COMMENT.search(value) and not value.startswith(("'", '"'))  # YAML would leave it out
-        if cut or _TIME.fullmatch(value):
+        if cut or _READ_OTHERWISE.fullmatch(value.strip()):
             config = OmegaConf.create()
             OmegaConf.update(config, key, value, force_add=True)
             return config
-        check_times(f"override '{text}'", value)
+        check_numbers(f"override '{text}'", value)
         return OmegaConf.from_dotlist([text])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(

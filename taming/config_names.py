@@ -17,7 +17,7 @@ _OUTPUTS = {"ckptdir", "cfgdir", "default_root_dir", "dirpath", "log_dir", "logd
 _OUTPUTS |= {"root_dir", "save_dir", "sub_dir", "weights_save_path"}
 
 
-def check_names(merged: DictConfig, parts: Sequence[Part], sections: Sequence[str]) -> None:
+def check_trusted(merged: DictConfig, parts: Sequence[Part], sections: Sequence[str]) -> None:
     """Refuse targets in `sections` that the config which they come from is not trusted with.
 
     Nothing of what they name is imported.

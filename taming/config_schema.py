@@ -61,7 +61,7 @@ def arguments_for(
         UserError: for a name that it does not have, one that it needs, and a value that is not what
             its hint says.
     """
-    _check_names(target, name, params)
+    _check_parameters(target, name, params)
     accepted, required, _ = parameters_of(target)
     for param in required:
         if param not in params:
@@ -75,14 +75,14 @@ def arguments_for(
     return arguments
 
 
-def _check_names(target: Any, name: str, params: Mapping[str, Any]) -> None:
+def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None:
     accepted, _, open_ended = parameters_of(target)
     for param in params:
         if param not in accepted and not open_ended:
             raise config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
 
 
-def check_names(node: Any) -> None:
+def check_parameter_names(node: Any) -> None:
     """Check the names of all parameters in a config and in those that lie in it, not their values,
     which may be open (`???`); raises `UserError`."""
     if isinstance(node, Mapping):
@@ -92,10 +92,10 @@ def check_names(node: Any) -> None:
                 target = target_of(node, None)
             if target is not None:
                 with inside("params"):
-                    _check_names(target, node["target"], node["params"])
+                    _check_parameters(target, node["target"], node["params"])
         for key, value in node.items():
             with inside(str(key)):
-                check_names(value)
+                check_parameter_names(value)
 
 
 def _fitted(value: Any, written: Any, hint: Any) -> Any:

@@ -278,12 +278,13 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     passes_on, lineage = True, list(_lineage(target))
     if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
         return {}, [], False
-    for function in [vars(cls)["__init__"] for cls in lineage] or [target]:
+    constructors = [vars(cls)["__init__"] for cls in lineage]
+    for function in constructors or [target]:  # a class as a whole, if it is made by __new__
         try:
             parameters = list(signature_of(function).parameters.values())
         except ValueError:  # of a class that is written in C
             return {}, [], True
-        parameters = parameters[inspect.isclass(target) :]
+        parameters = parameters[bool(constructors) :]  # without self
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         hints = _hints(function)
         open_ended, options = _keyword_options(parameters, hints)

@@ -150,10 +150,11 @@ def described(error: BaseException) -> str:
 def line_of(error: BaseException) -> traceback.FrameSummary | None:
     """The last line in no installed package, on the way from where it is caught."""
     frames = traceback.extract_tb(error.__traceback__)
-    return next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    return next((frame for frame in reversed(frames) if is_users_file(frame.filename)), None)
 
 
-def _is_users(file: str) -> bool:
+def is_users_file(file: str) -> bool:
+    """Whether code is in no installed package, and not this project's."""
     folders = tuple(f"{folder}{os.sep}" for folder in (*_OURS, *_INSTALLED))
     installed = not _PACKAGES.isdisjoint(Path(file).parts)
     return file != _MAIN and not installed and not file.startswith(("<", *folders))

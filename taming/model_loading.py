@@ -18,6 +18,7 @@ from taming.pretrained import download_model, is_downloaded
 from taming.published_models import Published, published_models
 from taming.shipped import run_script
 from taming.trust import trusting
+from taming.user_files import with_home
 from taming.weight_choice import choosing_weights, in_int8
 
 
@@ -49,8 +50,8 @@ def _locate(path: str | Path, download: bool) -> str | Path:
     """
     if is_hub_name(path):
         return path if download else find_on_hub(path, cached_only=True).checkpoint
-    if Path(path).exists():
-        return Path(path)
+    if (place := with_home(Path(path))).exists():
+        return place
     published = published_models()
     if str(path) in published:
         return _folder_of(published[str(path)], download)

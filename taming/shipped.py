@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taming.errors import UserError, absence
-from taming.user_files import YAMLS
+from taming.user_files import YAMLS, with_home
 
 TRAIN, MAIN = "train", "main"  # the subcommand that is main.py
 # The scripts by their subcommands, in the order in which they are needed.
@@ -131,7 +131,7 @@ def find_config(path: str | Path) -> Path:
     `digits_vqgan`, `digits_vqgan.yaml` and `configs/digits_vqgan.yaml` are such names.
     Raises UserError if there is neither.
     """
-    path = Path(path)
+    path = with_home(Path(path))
     if os.path.isfile(path):  # False of impossible names, too
         return path
     name = path.as_posix().removeprefix("configs/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -10,12 +11,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from taming.errors import REFUSALS, Stopped, UserError, described, line_of
+from taming.errors import REFUSALS, Stopped, UserError, described, is_users_file, line_of
 
 
 def is_ours(kind: Any) -> bool:
     """Whether a class or function is one of this project, not a subclass of the user's."""
     return str(kind.__module__).partition(".")[0] == "taming"
+
+
+def is_users(kind: Any) -> bool:
+    """Whether a class or function is of the user's own files, not of an installed package."""
+    module = sys.modules.get(str(kind.__module__))
+    file = vars(module).get("__file__") if module is not None else None
+    return is_users_file(str(file)) if file else kind.__module__ == "__main__"
 
 
 def name_of(kind: Any) -> str:

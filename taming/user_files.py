@@ -110,9 +110,15 @@ def name_and_file(text: str) -> tuple[str, str]:
     return name, with_home(file)
 
 
+def visible_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """What is in a folder, by name, without what is hidden, such as `._a.yaml`, which Macs put
+    beside `a.yaml` on other systems' disks. Nothing is in a folder that is not there."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def yamls_in(folder: Path) -> list[Path]:
-    """The YAMLs in a folder, by name; none in one that does not exist."""
-    return sorted(path for path in folder.glob("*") if path.suffix in YAMLS)
+    """The YAMLs in a folder, by name."""
+    return [path for path in visible_in(folder) if path.suffix in YAMLS]
 
 
 def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:

@@ -101,7 +101,7 @@ ALLOWED = {
     "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
     "modules": GROUND | {"config", "downloads", "modules", "util"},
     "models": LEAVES | {"modules", "models"},
-    "data": GROUND | {"data", "config", "util"},
+    "data": GROUND | {"data", "checkpoint", "config", "util"},
     "export": LEAVES | {"export", "models", "modules"},
     "sampling": LEAVES | {"sampling", "data", "models", "modules"},
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},

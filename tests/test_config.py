@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,37 @@ def test_folders_are_no_configs(tmp_path: Path) -> None:
         load_config([tmp_path])
 
 
+def test_configs_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "own.yaml", "model: {params: {a: 1}}")
+    assert load_config(["~/own.yaml"]).model.params.a == 1
+
+
+NUMBERS = {"0512": 330, "-010": -8, "0b11": 3, "1:30.5": 90.5, "2024_11_28": 20241128}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_are_what_they_say(text: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 0512 as 330."""
+    assert load_config([], [f"model.params.a={text}"]).model.params.a == text
+    for value in (text, f"[3, {text}]", f"{{b: {text} }}"):
+        path = write(tmp_path / "a.yaml", f"model:\n  params:\n    a: {value}\n")
+        takes = re.escape(f"YAML takes {text} for the number {NUMBERS[text]}; write that, or put")
+        with pytest.raises(UserError, match=f"a.yaml: {takes}"):
+            load_config([path])
+        if value != text:
+            with pytest.raises(UserError, match=f"^override 'model.params.a=.*': {takes}"):
+                load_config([], [f"model.params.a={value}"])
+    said = "[1_000, 0, -0, 0.05, 10_000_000, 1e4, 0x10, a_0512, '0512']"
+    numbers = [1000, 0, 0, 0.05, 10_000_000, 1e4, 16, "a_0512", "0512"]
+    path = write(tmp_path / "a.yaml", f"model: {{params: {{a: {said}}}}}")
+    assert (
+        load_config([path]).model.params.a
+        == load_config([], [f"model.params.a={said}"]).model.params.a
+        == numbers
+    )
+
+
 def test_times_are_no_numbers(tmp_path: Path) -> None:
     """YAML 1.1 reads 1:30 as 90."""
     key = "lightning.trainer.max_time"
@@ -73,10 +105,14 @@ def test_times_are_no_numbers(tmp_path: Path) -> None:
         assert load_config([path]).lightning.trainer.max_time == text
     for value in ("1:30", "[1:30]", "{a: -1:30:00}"):
         path = write(tmp_path / "time.yaml", f"lightning:\n  trainer:\n    max_time: {value}\n")
-        with pytest.raises(UserError, match=r"time.yaml: YAML takes -?1:30\S* for a number"):
+        with pytest.raises(
+            UserError, match=r"time.yaml: YAML takes -?1:30\S* for the number -?\d+"
+        ):
             load_config([path])
         if value != "1:30":
-            with pytest.raises(UserError, match=r"override 'a=.*': YAML takes -?1:30\S* for a num"):
+            with pytest.raises(
+                UserError, match=r"override 'a=.*': YAML takes -?1:30\S* for the num"
+            ):
                 load_config([], [f"a={value}"])
 
 

@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 from omegaconf import OmegaConf
@@ -290,3 +290,23 @@ def test_a_compilation_changes_no_schema(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(nn.Module, "__init__", patched)
     assert parameters_of(DummyLoss) == ({}, [], False)
+
+
+class ByNew:
+    def __new__(cls, size: int, n: int = 1) -> Any:
+        return object.__new__(cls)
+
+
+class ByTuple(NamedTuple):
+    size: int
+    n: int = 1
+
+
+class BySignature:
+    __signature__ = inspect.signature(ByNew)
+
+
+@pytest.mark.parametrize("kind", [ByNew, ByTuple, BySignature])
+def test_classes_that_are_made_without_init(kind: type) -> None:
+    accepted, required, _ = parameters_of(kind)
+    assert list(accepted) == ["size", "n"] and required == ["size"]

@@ -46,6 +46,16 @@ def in_the_folder(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iter
         del sys.modules[name]
 
 
+def test_names_are_in_the_files_that_are_named_beside_them() -> None:
+    documents = [DOCUMENT, ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    beside = re.compile(r"`(\w+)`\s\(`(taming/[\w/]+\.py)`\)")
+    named = {place for path in documents for place in beside.findall(path.read_text("utf-8"))}
+    assert ("ImageFiles", "taming/data/base.py") in named and len(named) >= 4
+    for name, file in named:
+        text = (ROOT / file).read_text("utf-8")
+        assert re.search(rf"^(class {name}\b|def {name}\b|{name}\b.* = )", text, re.MULTILINE)
+
+
 def run(workplace: Workplace, heading: str) -> None:
     """The commands and the code, but for files, of a chapter."""
     for block in (block for block in BLOCKS if block.heading == heading):

@@ -72,10 +72,16 @@ def _packed(path: Path, start: bytes, error: str, size: str) -> str:
         return ""
     if not zipfile.is_zipfile(path):
         return f"is cut short (it ends after {size}); fetch or save it again"
+    with zipfile.ZipFile(path) as archive:
+        names, records = archive.namelist(), archive.infolist()
+    compressed = any("data/" in entry.filename and entry.compress_type for entry in records)
+    if compressed and any(name.endswith("data.pkl") for name in names):
+        return (
+            f"was packed anew, with compression ({error}); unpack it, and in the folder that has "
+            "data.pkl pack it without: zip -0 -r ../model.pt ."
+        )
     if "data.pkl" not in error:
         return ""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     if any("/data/" in name or name.endswith("/version") for name in names):
         return "is damaged: a part of it is missing (data.pkl); fetch or save it again"
     if any(name.endswith(("model.json", "config.json", ".weights.h5")) for name in names):
@@ -93,6 +99,11 @@ def what_folder(folder: Path, weights: list[str]) -> str:
     """
     if any(folder.glob("configs/*-project.yaml")):
         return "holds no checkpoints/last.ckpt: the run was stopped before its first save"
+    if parts := [p.parent for p in _below(folder, "data.pkl") if (p.parent / "data").is_dir()]:
+        return (
+            "is a checkpoint that was unpacked; pack it again, without compression: "
+            f"cd {shlex.quote(str(parts[0]))} && zip -0 -r ../model.pt ."
+        )
     if sharded := next((p.parent for p in _below(folder, ".metadata")), None):
         name = shlex.quote(str(sharded))
         return (

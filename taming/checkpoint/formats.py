@@ -7,19 +7,18 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from taming.checkpoint import inert
 from taming.checkpoint.checksum import DamagedFileError, check
 from taming.checkpoint.file_kinds import what_is_wrong
 from taming.checkpoint.shards import folder_of, has_shards
-from taming.checkpoint.stand_ins import Inert
+from taming.checkpoint.stand_ins import Inert, tensor_of
 from taming.checkpoint.weight_sets import choose
 from taming.errors import REFUSALS, UserError, absence, reason_of
 from taming.published_models import how_to_fetch
@@ -48,7 +47,8 @@ def read_content(path: str | Path) -> Any:
     path = index_of(Path(path))
     if path.name.endswith(INDEX):
         return explained(path, _read_shards)
-    return _read_without_index(path, shards) if (shards := shards_with(path)) else _read_one(path)
+    shards, content = shards_with(path), _read_one(path)
+    return _read_without_index(path, shards) if shards and _is_flat(content) else content
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -123,6 +123,22 @@ def shards_with(path: Path) -> list[Path]:
     return [path.with_name(f"{head}-{i:05d}-of-{count:05d}{tail}") for i in range(1, count + 1)]
 
 
+def stands_alone(path: Path) -> bool:
+    """Whether a file is no shard, whatever it is called: people count steps in names as well."""
+    return not shards_with(path) or not _is_flat(_read_one(path))
+
+
+def _is_flat(content: Any) -> bool:
+    """Whether these are tensors by name, as in shards, not a checkpoint that has them inside."""
+    values = list(content.values()) if isinstance(content, Mapping) else []
+    inside = (tensor for value in values if isinstance(value, Mapping) for tensor in value.values())
+    return _any_tensor(values) and not _any_tensor(inside)
+
+
+def _any_tensor(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in values)
+
+
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
     """The result of `read`; its failure is a `DamagedFileError` that says what the file is."""
     if path.is_dir():
@@ -192,7 +208,9 @@ def _read_without_index(path: Path, shards: list[Path]) -> dict[str, Tensor]:
 
 
 def _tensors_in(shard: Path) -> dict[str, Tensor]:
-    return {name: t for name, t in dict(_read_one(shard)).items() if isinstance(t, Tensor)}
+    content = _read_one(shard)
+    named = content.items() if isinstance(content, Mapping) else ()
+    return {name: tensor for name, tensor in named if isinstance(tensor, Tensor)}
 
 
 def _read_one(path: Path) -> Any:
@@ -222,8 +240,20 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     if claimed > _MOST_GROWTH * path.stat().st_size:
         raise ValueError(f"it says that it holds {claimed:,} bytes")
     with np.load(path, allow_pickle=False) as arrays:
-        numbers = {name: arrays[name] for name in arrays.files}
-    return {name: torch.from_numpy(a) for name, a in numbers.items() if a.dtype.kind in "fiub"}
+        names = [name for name in arrays.files if not _is_of_objects(path, name)]
+        if arrays.files and not names:
+            raise UserError(
+                f"{path}: '{arrays.files[0]}' is an array of Python's objects; save the arrays by "
+                "name, numpy.savez(path, **state)"
+            )
+        tensors = {name: tensor_of(arrays[name]) for name in names}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _is_of_objects(path: Path, name: str) -> bool:
+    """By the array's header, which its file begins with; NumPy would not read its content."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        return b"'descr': '|O'" in file.read(1000)
 
 
 def is_safetensors(path: Path) -> bool:

@@ -61,6 +61,8 @@ def read_zip(path: Path, program: bool = False) -> Any:
 
     def stored(key: str, dtype: torch.dtype, count: int) -> Tensor:
         entry = records[f"{root}data/{key}"]
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("a tensor is compressed")
         start, nbytes = _start_of(file, entry), count * dtype.itemsize
         if not 0 <= nbytes <= entry.file_size or start + nbytes > len(mapped):
             raise EOFError("it ends within a tensor")

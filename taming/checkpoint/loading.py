@@ -27,7 +27,7 @@ from taming.config import (
 )
 from taming.config_before import keep_dataset_defaults
 from taming.config_files import SECTIONS, STAGES, as_stage
-from taming.config_schema import check_names
+from taming.config_schema import check_parameter_names
 from taming.errors import UserError
 from taming.limits import weights_from_file
 from taming.shipped import script
@@ -122,7 +122,7 @@ def check_complete(config: DictConfig) -> None:
     content = plain(config, allow_missing=True)  # interpolations of nothing, too
     if keys := missing_keys(config):
         for section in ("model", "data"):  # a misspelt name leaves another one open
-            check_names({section: content.get(section)})
+            check_parameter_names({section: content.get(section)})
         raise UserError(left_open(keys))
     for place in ("model", *(f"model.params.{stage}" for stage in STAGES)):
         node = OmegaConf.select(config, place, throw_on_resolution_failure=False)

@@ -15,7 +15,7 @@ from taming.checkpoint.weight_sets import say
 from taming.config_files import as_stage, load_yaml
 from taming.errors import UserError
 from taming.shipped import shipped
-from taming.user_files import YAMLS, yamls_in
+from taming.user_files import YAMLS, visible_in, yamls_in
 
 # What a model's config is called in downloads, beside others' environments and pages.
 _USUAL = ("config", "model")
@@ -30,8 +30,8 @@ def own_configs(folder: Path, checkpoint: Path | None = None, named: bool = Fals
     `named`, and its header says another model than a YAML without its name, none is its own.
     """
     configs = folder / "configs"
-    if project := sorted(configs.glob("*-project.yaml")):
-        return sorted(configs.glob("*-lightning.yaml")) + project
+    if project := visible_in(configs, "*-project.yaml"):
+        return visible_in(configs, "*-lightning.yaml") + project
     if checkpoint is not None:
         for ending in YAMLS:
             if (beside := checkpoint.with_suffix(ending)).is_file():

@@ -16,14 +16,20 @@ from typing import Any
 from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.file_kinds import what_folder
-from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
+from taming.checkpoint.formats import (
+    is_mapped,
+    read_checkpoint,
+    read_content,
+    shards_with,
+    stands_alone,
+)
 from taming.checkpoint.hub_names import HubName, fetch, is_hub_name
 from taming.checkpoint.own_configs import own_configs
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.published_models import how_to_fetch, located, published_models
-from taming.user_files import YAMLS, with_home
+from taming.user_files import YAMLS, visible_in, with_home
 from taming.weight_choice import RAW, weight_choice
 
 log = logging.getLogger(__name__)
@@ -169,19 +175,20 @@ def _checkpoint_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return _newest_whole(_averaged(folder / name))
     checkpoints = folder / "checkpoints"
-    if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
+    if whole := sorted(_whole(visible_in(checkpoints, "*.ckpt"))):
         return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
     weights = _loose(folder)
     if len(weights) == 1:
         return weights[0]
     shards = {path: set(shards_with(path)) for path in weights}
-    if first := next((path for path in sorted(weights) if shards[path] == set(weights)), None):
+    first = next((path for path in sorted(weights) if shards[path] == set(weights)), None)
+    if first is not None and not stands_alone(first):
         return first
     raise UserError(f"{folder} {what_folder(folder, [path.name for path in weights])}")
 
 
 def _loose(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.suffix in _ENDINGS and path.is_file()]
+    return [path for path in visible_in(folder) if path.suffix in _ENDINGS and path.is_file()]
 
 
 def _averaged(weights: Path) -> Path:
@@ -203,7 +210,7 @@ def _newest_whole(last: Path) -> Path:
     Raises:
         DamagedFileError: if `last` is damaged, and there is none that is whole.
     """
-    others = [path for path in last.parent.glob("*.ckpt") if path != last]
+    others = [path for path in visible_in(last.parent, "*.ckpt") if path != last]
     if not _may_be_damaged(last):
         return last
     try:

@@ -93,8 +93,20 @@ class NumpyArray(Inert):
         if math.prod(shape) * dtype.itemsize != len(raw):
             return None
         array = np.frombuffer(raw, dtype).reshape(shape, order="F" if columns_first else "C")
-        native = np.array(array, dtype.newbyteorder("="), order="C")
-        return torch.from_numpy(native) if native.dtype.kind != "u" or dtype == "u1" else None
+        return tensor_of(array)
+
+
+def tensor_of(array: np.ndarray) -> Tensor | None:
+    """The numbers of an array; None of other types, and of those that torch reckons little with.
+
+    NumPy, which has no bfloat16, keeps it as two bytes without a type.
+    """
+    if array.dtype == "V2":
+        bits = np.array(array.view("<i2"), np.int16, order="C")
+        return torch.from_numpy(bits).view(torch.bfloat16)
+    if not re.fullmatch("b1|f[248]|i[1248]|u1", array.dtype.str[1:]):
+        return None
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
 
 class QuantizedTensor(Inert):
@@ -116,7 +128,7 @@ def _numpy_dtype(kind: Any) -> np.dtype[Any] | None:
     """That of a pickled dtype, if it is one of plain numbers."""
     code = kind.args[0] if isinstance(kind, Inert) and kind.args else ""
     code = code.decode() if isinstance(code, bytes) else str(code)
-    if not re.fullmatch("b1|f[248]|[iu][1248]", code):
+    if not re.fullmatch("b1|f[248]|[iu][1248]|V2", code):
         return None
     big = isinstance(kind.state, tuple) and len(kind.state) > 1 and kind.state[1] in (">", b">")
     return np.dtype(f"{'>' if big else '<'}{code}")
@@ -237,6 +249,7 @@ TYPES: dict[str, Any] = {
     "builtins.complex": complex,
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.UntypedStorage": torch.uint8,
+    "ml_dtypes.bfloat16": "V2",  # what NumPy calls it
 }
 TYPES |= {f"torch.{k}": v for k, v in vars(torch).items() if isinstance(v, torch.dtype)}
 _STORAGES = {

@@ -34,6 +34,7 @@ from taming.data.scene_crops import augmented
 from taming.data.scene_table import Limits, SceneCollector, SceneLists, SceneTable
 from taming.errors import UserError
 from taming.pictures import to_uint8_array
+from taming.user_files import with_home
 
 BUILDERS = {
     "objects_bbox": objects_bbox.ObjectsBoundingBoxConditionalBuilder,
@@ -66,8 +67,7 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
             `ObjectsCenterPointsConditionalBuilder`.
         category_allow_list_target: dotted path of the names (or (name, count) pairs) of the only
             categories to use.
-        category_mapping_target: dotted path of a dict from category ids to the ids that replace
-            them.
+        category_mapping_target: dotted path of a dict from category ids to those in their place.
         no_object_classes: at least the number of categories, which is the default.
         shards: folder or pattern of tars with the images (`scripts/make_shards.py`), which then
             need not be in `data_path`.
@@ -102,7 +102,7 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         exif: Exif = "apply",
         **files: Unpack[FileOptions],
     ) -> None:
-        self.data_path, self.split, self.keys = Path(data_path), split, list(keys or ())
+        self.data_path, self.split, self.keys = with_home(Path(data_path)), split, list(keys or ())
         self._name = f"{type(self).__name__} of {data_path}"
         self.target_image_size, self.min_object_area = target_image_size, min_object_area
         self.min_objects_per_image = min_objects_per_image

@@ -21,6 +21,7 @@ from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
+from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
 N_LABELS = 183  # 182 and, as number 0, unlabeled
@@ -84,6 +85,7 @@ class CocoBase(ImagesWithMaps):
         exif: Exif = "ignore",
         **files: Unpack[FileOptions],
     ) -> None:
+        dataroot, datajson = with_home(dataroot), with_home(datajson)
         random_crop = self.get_split() == "train"
         crop_size = 0 if force_no_crop else crop_size
         options = ImageOptions(

@@ -29,7 +29,7 @@ from taming.data.from_config import SPLITS
 from taming.errors import UserError
 from taming.shipped import script
 from taming.user_code import name_of
-from taming.user_files import read_text
+from taming.user_files import read_text, with_home
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # the folder of what an encoding has so far
@@ -175,7 +175,7 @@ class CodeDataset(Dataset[Item]):
     def __init__(
         self, folder: FilePath, split: Literal["train", "validation", "test"] = "train"
     ) -> None:
-        self.folder, self.split = Path(folder), split
+        self.folder, self.split = with_home(Path(folder)), split
         self.manifest = read_manifest(self.folder)
         if split not in self.manifest.splits:
             known = " and ".join(self.manifest.splits)

@@ -13,8 +13,9 @@ from taming.data.augmentations import Augmentations
 from taming.data.cropped_images import CroppedImageFiles
 from taming.data.image_transforms import RandomHorizontalFlipReturn
 from taming.data.scene_crops import SceneCrop
-from taming.data.seeding import Position, SeededDataset, parts_of
+from taming.data.seeding import Position, SeededDataset
 from taming.data.transforms import JointTransform
+from taming.data.wrapping import held_by
 from taming.errors import UserError
 
 LOOKED_AT = 4  # items, to see whether anything in them is random
@@ -42,13 +43,13 @@ class Copies(Dataset[Any]):
     def __init__(
         self, dataset: Dataset[Any], crops: CountOrZero, flips: bool, seed: CountOrZero
     ) -> None:
-        self._transforms = parts_of(dataset, JointTransform)
-        self._scene_crops = parts_of(dataset, SceneCrop)
-        self._scene_flips = parts_of(dataset, RandomHorizontalFlipReturn)
-        self._mirrors_itself = flips and bool(parts_of(dataset, CroppedImageFiles))
+        self._transforms = held_by(dataset, JointTransform)
+        self._scene_crops = held_by(dataset, SceneCrop)
+        self._scene_flips = held_by(dataset, RandomHorizontalFlipReturn)
+        self._mirrors_itself = flips and bool(held_by(dataset, CroppedImageFiles))
         self.mirrored_later = flips and not self._mirrors_itself
         self._crops, self._flips = crops, flips
-        self._augmentations: list[Any] = parts_of(dataset, Augmentations)
+        self._augmentations: list[Any] = held_by(dataset, Augmentations)
         self.draws = max(crops, 1) * (2 if self._mirrors_itself else 1)
         self.copies = max(crops, 1) * (2 if flips else 1)
         self.images: int = len(dataset)  # type: ignore[arg-type]

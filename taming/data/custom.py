@@ -28,6 +28,10 @@ class CustomBase(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         return self.data[index]
 
+    def added_metadata(self, index: int) -> Item:
+        """What items have besides those of `data`, as far as it is known without reading these."""
+        return {}
+
 
 class CustomTrain(CustomBase):
     """Images of a text file with one path a line; other arguments are those of `ImageOptions`."""

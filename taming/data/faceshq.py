@@ -140,12 +140,11 @@ class FacesHQTrain(CustomBase):
         options = ImageOptions(random_crop=self.training, crop_size=checked.crop_size or 0)
         self.crop = JointTransform(options, maps={"coord": False})
 
-    def metadata(self, index: int) -> Item:
-        """What this dataset adds to the metadata of its parts."""
+    def added_metadata(self, index: int) -> Item:
         return {"class": int(index % len(self) >= self._first)}
 
     def __getitem__(self, index: int) -> Item:
-        item = self.data[index] | self.metadata(index)
+        item = self.data[index] | self.added_metadata(index)
         if "image" not in item:
             return item
         maps = {"coord": coordinates(*item["image"].shape[:2])} if self.coord else {}

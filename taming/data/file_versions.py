@@ -9,7 +9,7 @@ from itertools import chain
 
 from taming.data.files.tar_members import SEPARATOR, is_member
 from taming.data.image_with_maps import ImagesWithMaps
-from taming.data.loading import image_files_in
+from taming.data.wrapping import image_files_in
 from taming.user_files import file_version
 
 DESCRIPTIONS = (".json", ".csv", ".tsv", ".txt", ".npy")

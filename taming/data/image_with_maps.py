@@ -16,6 +16,7 @@ from taming.data.condition_maps import MapKind
 from taming.data.files.images import BadImage
 from taming.data.options import ImageOptions
 from taming.errors import UserError
+from taming.user_files import with_home
 
 MAPS_DECODED = 1000  # at start, of kinds that only decoding can check
 
@@ -30,6 +31,7 @@ class MapFiles:
 
 def png_paths(names: Iterable[str], root: str | Path) -> StringTable:
     """The paths of PNGs below `root` that are named as images are: "a/b.jpg" -> root/a/b.png."""
+    root = with_home(str(root))
     pngs = (PurePosixPath(name).with_suffix(".png") for name in names)
     return StringTable(os.path.join(root, png) for png in pngs)
 

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from taming.data.base import ImageFiles
-
-
-def image_files_in(dataset: object) -> Iterator[ImageFiles]:
-    """The `ImageFiles` that `dataset` is, wraps or joins, in the order of its items."""
-    if isinstance(dataset, ImageFiles):
-        yield dataset
-        return
-    # Wrappers of any project keep what they wrap in `data`; torch's in `datasets`.
-    inner = getattr(dataset, "data", None)
-    parts: Sequence[object] = getattr(dataset, "datasets", [] if inner is None else [inner])
-    for part in parts:
-        yield from image_files_in(part)
+from taming.data.wrapping import image_files_in
 
 
 def set_loading(dataset: object, fast_decode: bool, image_bytes: bool) -> int:

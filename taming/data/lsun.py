@@ -117,8 +117,7 @@ class LSUNTrain(ImageFiles):
             )
         if data_root is None:
             return read_image_list(txt_file, options.source, on_error=options.on_error)
-        folder = with_home(Path(data_root))
-        return read_names(txt_file, folder, options.source, options.on_error).paths
+        return read_names(txt_file, data_root, options.source, options.on_error).paths
 
 
 def _labels(categories: list[str], counts: list[int]) -> dict[str, Column]:

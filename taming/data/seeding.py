@@ -10,20 +10,21 @@ import hashlib
 import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from taming.data.readings import Readings
+from taming.data.wrapping import held_by
 from taming.errors import UserError
 from taming.limits import memory_limit
 from taming.user_code import calling, name_of
 
 _MANY = 2**27  # items of which even the numbers take much memory
 BLOCKS_MIXED = 16  # shards that are shuffled together
-T = TypeVar("T")
 
 
 class Position(int):
@@ -160,16 +161,24 @@ class SeededDataset(Dataset[Any]):
     """Any map-style dataset, with the global generators seeded around the loading of each item.
 
     `dataset[Position(epoch, index)]` seeds Python, numpy, torch (CPU) and the albumentations
-    pipelines that the dataset holds as attributes, from (seed, epoch, index); a plain int means
-    epoch 0. The caller's generators are afterwards as they were. Generators that a dataset makes
-    for itself (`np.random.default_rng()`) are not seeded. `readings` is told what is being loaded.
+    pipelines that the dataset holds or its code names (see `held_by`), from (seed, epoch, index); a
+    plain int means epoch 0. The caller's generators are afterwards as they were. Generators that a
+    dataset makes for itself (`np.random.default_rng()`) are not seeded. `readings` is told what is
+    being loaded.
     """
 
     def __init__(
         self, dataset: Dataset[Any], seed: int = 0, readings: Readings | None = None
     ) -> None:
         self.dataset, self.seed, self.readings = dataset, seed, readings
-        self._pipelines = parts_of(dataset, _Pipeline)  # type: ignore[type-abstract]
+
+    @cached_property
+    def _pipelines(self) -> list[_Pipeline]:
+        return held_by(self.dataset, _Pipeline, in_code=True)  # type: ignore[type-abstract]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is not a copy of this one has constants of its own.
+        return {name: value for name, value in vars(self).items() if name != "_pipelines"}
 
     def __len__(self) -> int:
         return length_of(self.dataset)
@@ -233,19 +242,3 @@ class _Pipeline(Protocol):
     """An albumentations pipeline, as far as it is used here: that package may be absent."""
 
     def set_random_seed(self, seed: int) -> None: ...
-
-
-def parts_of(value: object, kind: type[T], seen: set[int] | None = None) -> list[T]:
-    """What is of a kind among the attributes of `value` and of the datasets inside it."""
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return []
-    seen.add(id(value))
-    if isinstance(value, kind):
-        return [value]
-    children: Sequence[object] = ()
-    if isinstance(value, Dataset):
-        children = list(vars(value).values())
-    elif isinstance(value, list | tuple) and len(value) < 100:  # longer ones are lists of files
-        children = value
-    return [part for child in children for part in parts_of(child, kind, seen)]

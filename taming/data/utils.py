@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import platform
 import sys
 import tarfile
 import zipfile
@@ -35,6 +36,7 @@ def unpack(path: str) -> None:
     folder = Path(path).parent
     try:
         if path.endswith((".tar", ".tar.gz", ".tgz")):
+            _require_filter(path)
             with tarfile.open(regular(path)) as archive:
                 archive.extractall(folder, filter="data")
         elif path.endswith(".zip"):
@@ -45,6 +47,15 @@ def unpack(path: str) -> None:
             raise UserError(f"{path} is neither .tar.gz, .tar nor .zip; unpack it yourself")
     except _NOT_READ as error:
         raise UserError(f"{path} cannot be unpacked ({error}); get it anew") from None
+
+
+def _require_filter(path: str) -> None:
+    """Early patch versions of Python 3.10 and 3.11 write members of tars wherever these say."""
+    if "data_filter" not in vars(tarfile):
+        raise UserError(
+            f"{path} cannot be unpacked safely by Python {platform.python_version()}; unpack it "
+            "yourself (tar xf), or take Python from 3.10.12 or 3.11.4 on"
+        )
 
 
 def _check_places(archive: zipfile.ZipFile, path: str) -> None:

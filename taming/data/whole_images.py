@@ -6,11 +6,12 @@ from collections.abc import Sized
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset
+from torch.utils.data import Subset
 
 from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
-from taming.data.loading import image_files_in
+from taming.data.custom import CustomBase
+from taming.data.wrapping import changed_by, located, parts
 from taming.errors import DamagedImage
 
 
@@ -18,24 +19,30 @@ def item_files(dataset: object, index: int) -> tuple[ImageFiles, int, Item]:
     """What item `index` of a dataset, which may wrap and join others, is read by.
 
     Returns the `ImageFiles`, the index among its files, and what is known without reading them.
+    Raises `UserError` if only the dataset's own code knows that.
     """
     if isinstance(dataset, ImageFiles):
         return dataset, index, dataset.metadata(index)
-    if isinstance(dataset, ConcatDataset):
-        part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
-        before = dataset.cumulative_sizes[part - 1] if part else 0
-        return item_files(dataset.datasets[part], index - before)
-    wrapper: Any = dataset
-    files, place, metadata = item_files(wrapper.data, index)
-    own = getattr(dataset, "metadata", None)  # FacesHQ adds the collection that an image is from
-    return files, place, metadata | own(index) if own else metadata
+    files, place, metadata = item_files(*located(dataset, index))
+    if isinstance(dataset, CustomBase):
+        metadata = metadata | dataset.added_metadata(index)
+    return files, place, metadata
 
 
 def has_whole_images(dataset: Sized) -> bool:
-    """Whether each item is an image file, of which `whole_image` gives all pixels."""
-    found = list(image_files_in(dataset))
-    joined = sum(map(len, found)) == len(dataset)
-    return bool(found) and joined and all(files.reads_files() for files in found)
+    """Whether each item is an image file, of which `whole_image` gives all pixels, and no code of
+    the user's makes something else of it."""
+    return not changed_by(dataset) and _is_of_files(dataset)
+
+
+def _is_of_files(dataset: Any) -> bool:
+    if isinstance(dataset, ImageFiles):
+        return dataset.reads_files()
+    below = parts(dataset)
+    lengths = [len(part) for part in below if isinstance(part, Sized)]
+    if not isinstance(dataset, Subset) and sum(lengths) != len(dataset):
+        return False
+    return bool(below) and all(map(_is_of_files, below))
 
 
 def whole_image(dataset: object, index: int) -> tuple[np.ndarray, Item]:

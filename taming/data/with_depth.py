@@ -20,6 +20,7 @@ from taming.data.files.images import PLAIN, BadImage, Reading
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
+from taming.data.whole_images import has_whole_images
 from taming.pictures import to_uint8_array, to_values_array
 
 DEPTH_ROOT = "data/imagenet_depth"
@@ -86,9 +87,9 @@ def _are_whole_files(dataset: Dataset[Item]) -> TypeGuard[ImageFiles]:
     """Whether items are image files as they are, which can be cropped together with depth."""
     return (
         isinstance(dataset, ImageFiles)
-        and dataset.reads_files()
+        and has_whole_images(dataset)
         and type(dataset).load is ImageFiles.load
-        and type(dataset).__getitem__ is ImageFiles.__getitem__
+        and type(dataset).metadata is ImageFiles.metadata
         and not (dataset.transform.size or dataset.transform.crop_size)
     )
 
@@ -131,7 +132,7 @@ class _ItemsWithDepth(Dataset[Item]):
     """Depth for the items of any dataset, whose images are float32 (H, W, 3) in [-1, 1]."""
 
     def __init__(self, dataset: BaseWithDepth, base: Dataset[Item], options: ImageOptions) -> None:
-        self.dataset, self.data = dataset, base
+        self.owner, self.data = dataset, base
         self.transform = JointTransform(options, {"depth": True})
         self._augmented = bool(options.augmentations)
         self._replacements = Replacements(options.source, options.on_error == "raise")
@@ -147,11 +148,11 @@ class _ItemsWithDepth(Dataset[Item]):
 
     def _item(self, index: int) -> Item:
         item = self.data[index]
-        path, image = self.dataset.get_depth_path(item), np.asarray(item["image"])
+        path, image = self.owner.get_depth_path(item), np.asarray(item["image"])
         try:
-            depth = self.dataset.preprocess_depth(path)
+            depth = self.owner.preprocess_depth(path)
         except BadImage as error:
-            raise BadFile(f"{path}, depth of {type(self.dataset).__name__}, {error}") from None
+            raise BadFile(f"{path}, depth of {type(self.owner).__name__}, {error}") from None
         if not self._augmented or image.dtype == np.uint8:
             return item | self.transform(image, depth=depth)
         made = self.transform(to_uint8_array(image), depth=depth)  # as augmentations take images

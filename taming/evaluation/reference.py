@@ -222,7 +222,8 @@ def _of_prepared(reference: ImageSource) -> Size | None:
 def _say_if_items(images: DatasetSource) -> None:
     if not images.reads_files:
         log.warning(
-            "the images of %s are no files that could be read whole; they are resized and cropped "
-            "as training sees them, and after that as the flags say",
+            "the images of %s are no files that could be read whole%s; they are resized and "
+            "cropped as training sees them, and after that as the flags say",
             images.name,
+            images.changed_by and f" ({images.changed_by} may change them)",
         )

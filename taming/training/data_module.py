@@ -8,12 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from taming.atomic_files import first_alone, machine_lock
 from taming.config import instantiate_from_config, plain
 from taming.config_values import Count, CountOrZero, DatasetConfig, FilePath, NonNegative
-from taming.data.base import ImageFiles
 from taming.data.codes import code_datasets
 from taming.data.custom import CustomBase
 from taming.data.loading import set_loading
@@ -21,6 +20,7 @@ from taming.data.readings import Readings
 from taming.data.seeding import NamedStream, PositionSampler, SeededDataset, length_of
 from taming.data.shards import Shards
 from taming.data.utils import custom_collate, start_method
+from taming.data.wrapping import changed_by, handed_on
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
@@ -32,17 +32,11 @@ from taming.user_code import calling, name_of
 SPLITS = ("train", "validation", "test")
 
 
-class WrappedDataset(Dataset[Any]):
+class WrappedDataset(CustomBase):
     """Any object with a length and items, as a map-style dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.data[index]
 
 
 class PositionedLoader(DataLoader[Any]):
@@ -129,6 +123,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 f"{' and '.join(wanted)}: {type(dataset).__name__} reads no image files; leave "
                 "this out"
             )
+        if self.loading["image_bytes"] and (own := changed_by(dataset)):
+            raise UserError(
+                f"data.params.image_bytes: {own} is made for images in [-1, 1], and would get "
+                "bytes; leave this out"
+            )
 
     def _check_size(self) -> None:
         train = self.datasets.get("train")
@@ -144,12 +143,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _check_sizes_of_images(self) -> None:
         """Refuse batches of images of several sizes, as far as the files' headers tell."""
         for split, dataset in self.datasets.items():
-            while isinstance(dataset, CustomBase | WrappedDataset) and _hands_on(dataset):
-                dataset = dataset.data
-            if self.batch_size == 1 or not isinstance(dataset, ImageFiles):
-                continue
-            if len(sizes := dataset.item_sizes) > 1:
-                named = " and ".join(f"{w} x {h} ({path})" for (h, w), path in sizes.items())
+            found = [files.item_sizes for files in handed_on(dataset)]
+            sizes = {size: path for of_part in found for size, path in of_part.items()}
+            if self.batch_size > 1 and len(sizes) > 1:
+                two = list(sizes.items())[:2]
+                named = " and ".join(f"{w} x {h} ({path})" for (h, w), path in two)
                 raise UserError(
                     f"data.params.{split}: images have several sizes, {named}, which do not fit "
                     "into a batch; give a size and let them be cropped, or "
@@ -303,12 +301,6 @@ def _check_length(dataset: object, place: str) -> None:
             length_of(dataset)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-
-
-def _hands_on(dataset: CustomBase | WrappedDataset) -> bool:
-    """Whether the dataset has the items of the one that it wraps."""
-    own = type(dataset).__getitem__
-    return own is CustomBase.__getitem__ or own is WrappedDataset.__getitem__
 
 
 def _default_workers(batch_size: int) -> int:

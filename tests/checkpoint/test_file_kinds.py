@@ -115,6 +115,31 @@ def test_folders_of_other_programs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("place", [".", "archive"])
+def test_checkpoints_that_were_unpacked_or_packed_anew(tmp_path: Path, place: str) -> None:
+    torch.manual_seed(0)
+    torch.save({"weight": torch.randn(99), "zeros": torch.zeros(999)}, tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        parts = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    folder = tmp_path / "unpacked"
+    for name, content in parts.items():
+        (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place / name).write_bytes(content)
+    packs = f"cd {folder / place} && zip -0 -r ../model.pt ."
+    assert message_of(folder) == (
+        f"{folder} is a checkpoint that was unpacked; pack it again, without compression: {packs}"
+    )
+    for packed in ((), ("data/0", "data/1"), ("data/0",)):  # noise alone becomes no smaller
+        with zipfile.ZipFile(tmp_path / "anew.pt", "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, content, zipfile.ZIP_DEFLATED if name in packed else None)
+        if not packed:
+            assert read_content(tmp_path / "anew.pt")["zeros"].shape == (999,)
+            continue
+        with pytest.raises(UserError, match=r"packed anew, with .*: zip -0 -r \.\./model.pt \."):
+            read_content(tmp_path / "anew.pt")
+
+
 def test_only_runs_are_stopped_before_their_first_save(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "2026-01-01T00-00-00-project.yaml").write_text("model: {}")

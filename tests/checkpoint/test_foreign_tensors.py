@@ -55,6 +55,14 @@ def test_arrays_are_weights(save: Any, order: Any, kind: str, tmp_path: Path) ->
             assert torch.equal(tensor, expected[name])
 
 
+def test_bfloat16_in_pickles_is_read(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="comes with onnx")
+    expected = weights()
+    arrays = {name: t.numpy().astype(ml_dtypes.bfloat16) for name, t in expected.items()}
+    for name, tensor in loaded(arrays, tmp_path, pickled(4)).items():
+        assert torch.equal(tensor, expected[name].to(torch.bfloat16).to(tensor.dtype))
+
+
 def test_arrays_of_other_things_are_none(tmp_path: Path) -> None:
     things = {"a.b": np.array([None, {}], object), "a.c": np.array(["x"]), "a.d": np.zeros(2, "u8")}
     with pytest.raises(UserError, match="holds no model weights"):

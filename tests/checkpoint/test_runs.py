@@ -34,6 +34,19 @@ def test_a_run_is_found_by_folder_or_checkpoint(tmp_path: Path) -> None:
         ]
 
 
+def test_a_run_that_a_mac_has_copied(tmp_path: Path) -> None:
+    """It adds a file to each one, on disks that do not know its attributes."""
+    folder = make_run(tmp_path / "run", "epoch=1.ckpt")
+    (folder / "x.pt").touch()
+    found = find_run(folder)
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert find_run(folder) == found
+    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pth")
+    (tmp_path / "._model.pth").write_bytes(b"\0\5\x16\7")
+    assert find_run(tmp_path).checkpoint == tmp_path / "model.pth"
+
+
 def test_runs_are_found_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path / "run")
     monkeypatch.chdir(folder / "checkpoints")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from taming.checkpoint import load_file, read_checkpoint, read_content
 from taming.checkpoint.names import renamed
+from taming.checkpoint.runs import find_run
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
 from taming.weight_choice import choosing_weights, weight_choice
@@ -198,6 +199,24 @@ def test_shards_are_read_by_their_index(tmp_path: Path, ending: str) -> None:
         loads_as(index, RAW)
 
 
+@pytest.mark.parametrize("name", ["epoch-00001-of-00040.ckpt", "model-00001-of-00001.pt"])
+def test_counters_in_names_make_no_shards(tmp_path: Path, name: str) -> None:
+    contents: Any = ({"state_dict": RAW, "step": torch.tensor(3)}, {"model": RAW})
+    for content in (*contents, {"a": {"model": RAW}}):
+        torch.save(content, tmp_path / name)
+        loads_as(tmp_path / name, RAW)
+        assert find_run(tmp_path).checkpoint == tmp_path / name
+    for number in (1, 2):
+        torch.save({"model": RAW}, tmp_path / f"x-0000{number}-of-00002.pt")
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="x-00001-of-00002.pt, x-00002-of-00002.pt: name one of"):
+        find_run(tmp_path)
+    loads_as(tmp_path / "x-00002-of-00002.pt", RAW)
+    torch.save(RAW, tmp_path / "x-00001-of-00002.pt")
+    torch.save([1], tmp_path / "x-00002-of-00002.pt")
+    loads_as(tmp_path / "x-00001-of-00002.pt", RAW)
+
+
 def test_an_index_names_files_beside_it_alone(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     save_file(RAW, tmp_path / "model.safetensors")
@@ -260,6 +279,19 @@ def test_arrays_of_numpy_by_name(tmp_path: Path) -> None:
             with (tmp_path / f"x{ending}").open("wb") as file:
                 save_as(file, **arrays)
             loads_as(tmp_path / f"x{ending}", RAW)
+    halves = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in RAW.items()}
+    two_bytes = {
+        name: t.view(torch.int16).numpy().view("V2") if t.is_floating_point() else t.numpy()
+        for name, t in halves.items()
+    }
+    swapped = {name: a.astype(a.dtype.newbyteorder(">")) for name, a in arrays.items()}
+    beside = {"names": np.array(["a"]), "more": np.array([None]), "numbers": np.zeros(3, "u2")}
+    for saved, expected in ((two_bytes, halves), (swapped, RAW)):
+        np.savez(tmp_path / "x.npz", **saved, **beside)
+        loads_as(tmp_path / "x.npz", {name: t.to(RAW[name].dtype) for name, t in expected.items()})
+    np.savez(tmp_path / "x.npz", params=np.array({"a": 1}))
+    with pytest.raises(UserError, match=r"x.npz: 'params' is an array of Python's objects; save"):
+        loads_as(tmp_path / "x.npz", RAW)
     with (tmp_path / "y.npz").open("wb") as file:
         np.savez_compressed(file, zeros=np.zeros(10**7, np.float32))
     with pytest.raises(UserError, match="it says that it holds 40,000,128 bytes"):

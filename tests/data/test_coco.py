@@ -107,7 +107,7 @@ def test_images_are_resized_bilinearly(content: dict[str, Any]) -> None:
     np.testing.assert_allclose(item["image"], expected / 127.5 - 1, atol=1e-6)
 
 
-def test_hooks_of_subclasses(content: dict[str, Any]) -> None:
+def test_hooks_of_subclasses(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(CocoImagesAndCaptionsTrain):
         def get_split(self) -> str:
             return "validation"
@@ -121,6 +121,11 @@ def test_hooks_of_subclasses(content: dict[str, Any]) -> None:
     assert len({own[0]["image"].tobytes() for _ in range(9)}) == 1  # cropped at the center
     center = CocoImagesAndCaptionsTrain(16, force_no_crop=True)[0]["image"][:, 8:24]
     np.testing.assert_array_equal(own[0]["image"], -center)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    file = "~/data/coco/annotations/captions_train2017.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(CocoBase, "get_split", Own.get_split)
+        assert len(CocoBase(16, "~/data/coco/train2017", file)) == len(own)
     with pytest.raises(UserError, match="CocoBase is a base class; use one of its subclasses"):
         CocoBase(16)
 

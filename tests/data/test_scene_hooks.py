@@ -20,6 +20,7 @@ from taming.data.conditional_builder.objects_center_points import (
 from taming.data.files.images import BadImage
 from taming.data.helper_types import Annotation, Category
 from taming.data.image_transforms import CenterCropReturnCoordinates, RandomHorizontalFlipReturn
+from taming.data.wrapping import changed_by
 from taming.errors import UserError
 from taming.training import DataModuleFromConfig
 from tests.kit.images import ramps, write_image
@@ -37,8 +38,9 @@ def root(tmp_path: Path) -> Path:
     return write_coco(tmp_path)
 
 
-def test_what_is_known_of_images_and_classes(root: Path) -> None:
-    data = coco(root)
+def test_what_is_known_of_images_and_classes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    data = coco(Path("~"))
     image_id = data.get_image_id(0)
     assert image_id == "5" and data.get_annotation("5") == data.annotations(0)
     assert data.get_image_path(image_id) == data.get_image_path("5") == root / "train2017/5.jpg"
@@ -136,7 +138,9 @@ def test_own_transforms(root: Path) -> None:
             size = target_image_size
             return [CenterCropReturnCoordinates(size), RandomHorizontalFlipReturn(1.0), values]
 
-    item = coco(root, Own, target_image_size=16, keys=[*ALL, "crop_bbox"])[0]
+    own = coco(root, Own, target_image_size=16, keys=[*ALL, "crop_bbox"])
+    assert changed_by(own).endswith("Own.setup_transform") and not changed_by(coco(root))
+    item = own[0]
     pixels = np.asarray(PIL.Image.open(root / "train2017/5.jpg"))[8:24, 16:32][:, ::-1]
     np.testing.assert_allclose(item["image"], pixels / 127.5 - 1, atol=1e-6)
     assert item["flipped"] is True and item["image"].dtype == np.float32
@@ -152,6 +156,7 @@ def test_transforms_after_the_usual_ones(root: Path) -> None:
             crop, flipped, image = super().image_transform(x)
             return crop, flipped, -image
 
+    assert changed_by(coco(root, Own)).endswith("Own.image_transform")
     np.testing.assert_array_equal(coco(root, Own)[0]["image"], -coco(root)[0]["image"])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 from itertools import pairwise
@@ -170,6 +171,52 @@ def test_datasets_may_refer_to_each_other() -> None:
     assert len(SeededDataset(first, 0)._pipelines) == 2
     first.more = (albumentations.Compose([]), [albumentations.Compose([])])  # type: ignore[attr-defined]
     assert len(SeededDataset(first, 0)._pipelines) == 4
+
+
+class Helper:
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self) -> None: ...
+
+
+CONSTANT = albumentations.Compose([albumentations.RandomCrop(2, 2)])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda pipeline: {"train": {"a": pipeline}},
+        Helper,
+        lambda pipeline: Helper(pipeline).__call__,
+        lambda pipeline: functools.partial(print, a=Helper(pipeline)),
+        lambda pipeline: [{"a": (Helper([pipeline]),)}],
+        lambda pipeline: lambda image: pipeline(image=image),
+        lambda pipeline: lambda: CONSTANT,
+        lambda pipeline: lambda: (albumentations, pipeline, Helper([albumentations.Compose])),
+        lambda pipeline: Helper([albumentations.Compose, albumentations, pipeline]),
+        lambda pipeline: type("Own", (Helper,), {"shared": pipeline})(None),
+        lambda pipeline: type("Own", (Helper,), {"shared": property(lambda _: CONSTANT)})(None),
+    ],
+)
+def test_pipelines_are_found_wherever_a_dataset_keeps_them(place: Any) -> None:
+    found = place(pipeline := albumentations.Compose([albumentations.RandomCrop(2, 2)]))
+    dataset = Noise()
+    dataset.pipeline, dataset.more = None, {"me": dataset, "found": found}  # type: ignore[attr-defined,assignment]
+    seeded = SeededDataset(dataset, 0)
+    (one,) = seeded._pipelines
+    assert one is pipeline or one is CONSTANT
+    assert "_pipelines" not in seeded.__getstate__()
+
+
+def test_a_constant_of_a_module_is_seeded() -> None:
+    class Own(Noise):
+        def __getitem__(self, index: int) -> Any:
+            return CONSTANT(image=self.image)["image"]
+
+    seeded = SeededDataset(Own(), 0)
+    crops = [str(seeded[Position(epoch, 3)]) for epoch in (0, 1, 2, 0, 1, 2)]
+    assert crops[:3] == crops[3:] and len(set(crops)) > 1
 
 
 def test_order_stays_among_a_few_shards_and_is_resumed() -> None:

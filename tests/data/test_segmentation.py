@@ -72,10 +72,11 @@ def test_examples_are_of_256_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert item["segmentation"].shape == (256, 256, highest + 1)
 
 
-def test_own_lists_with_mistakes(tmp_path: Path) -> None:
+def test_own_lists_with_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_labeled(tmp_path / "im/x.jpg", tmp_path / "seg/x.png", 9)
     (tmp_path / "list.txt").write_text("x.jpg\n")
-    arguments = (tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ("~/list.txt", "~/im", "~/seg")
     with pytest.raises(UserError, match=r"seg/x.png, from .*list.txt, has the label 9, but with"):
         SegmentationBase(*arguments, n_labels=9)
     (tmp_path / "list.txt").write_text("x.jpg\nz.jpg\n")

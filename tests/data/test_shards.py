@@ -272,6 +272,22 @@ def test_arrays_among_the_labels_are_given_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Shards(str(tmp_path / "out"))[1]["vector"], vectors[1])
 
 
+def test_files_of_any_name_can_be_read_from_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a", "./b", "c.jpg ", "d.jpe", "x.y/e", "f.JPEG?size=1", "g.PNG", "v1.5"]
+    Path("x.y").mkdir()
+    image = Path(write_image(tmp_path / "image.jpg", 16, 16)).read_bytes()
+    for name in names:
+        Path(name).write_bytes(image)
+    maps = {"condition": MapFiles(names, ImageMap())}
+    write_shards(ImagesWithMaps(names, maps, ImageOptions()), "out", 8)
+    sharded = Shards("out")
+    assert len(sharded) == len(names) and sharded[7]["condition"].shape == (16, 16, 3)
+    assert list(sharded.labels["file_path_"]) == names
+
+
 def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
     image, other = (write_image(tmp_path / f"a.{e}", 64, 64) for e in ("jpg", "png"))
     maps = {"condition": MapFiles([other], ImageMap())}

@@ -34,6 +34,17 @@ def test_unpacking(tmp_path: Path) -> None:
         utils.unpack(str(tmp_path / "packed.tar"))
 
 
+def test_tars_are_not_unpacked_without_a_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match="a.tar cannot be unpacked safely by Python 3.*3.10.12 or"):
+        utils.unpack(str(tmp_path / "a.tar"))
+    assert not (tmp_path / "a.txt").exists()
+
+
 def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     with tarfile.open(tmp_path / "inner/bad.tar", "w") as archive:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from scripts import extract_depth, extract_segmentation
@@ -158,6 +159,18 @@ def test_networks_that_cannot_be_loaded(tmp_path: Path) -> None:
         options = NetworkOptions(str(tmp_path / model), "brightness", f"{tmp_path}/weights.pt")
         network = load_network(options, CPU)
         assert network.scale == 3 and not network.training
+    scale = torch.full((1,), 4.0)
+    torch.save({"model": {"module.scale": scale}, "optimizer": {}}, tmp_path / "midas.pt")
+    save_file({"scale": scale}, tmp_path / "w.safetensors")
+    torch.save({"scales": scale}, tmp_path / "other.pt")
+    model = str(tmp_path / "net.py")
+    for file in ("midas.pt", "w.safetensors"):
+        options = NetworkOptions(model, "brightness", f"{tmp_path}/{file}")
+        assert load_network(options, CPU).scale == 4
+    refused = {"other.pt": "1 key missing .scale.", "absent.pt": "absent.pt", "bad.pt": "text"}
+    for file, message in refused.items():
+        with pytest.raises(UserError, match=f"^--weights: .*{message}"):
+            load_network(NetworkOptions(model, "brightness", f"{tmp_path}/{file}"), CPU)
     for model, entry in (("bad.pt", "x"), ("net.py", "absent")):
         with pytest.raises(UserError, match=f"--model .*{model} cannot be loaded"):
             load_network(NetworkOptions(str(tmp_path / model), entry), CPU)
@@ -186,10 +199,11 @@ def test_weights_of_one_s_own_are_not_fetched_as_well(
 
     def load(*names: str, **options: Any) -> nn.Module:
         asked.append((names, options))
-        return nn.Linear(1, 1)
+        return nn.BatchNorm1d(1)
 
     monkeypatch.setattr("torch.hub.load", load)
-    weights = {"weight": torch.full((1, 1), 3.0), "bias": torch.zeros(1)}
+    weights = {name: torch.full((1,), 3.0) for name in ("weight", "bias")}
+    weights |= {f"running_{name}": torch.ones(1) for name in ("mean", "var")}  # of before 0.4.1
     torch.save({"state_dict": weights}, tmp_path / "w.pt")
     for file in (None, str(tmp_path / "w.pt")):
         network = load_network(NetworkOptions("a/b", "f", file), CPU, pretrained=True)

@@ -142,7 +142,9 @@ def test_damaged_folders_are_refused(home: Path, damage: Any, message: str) -> N
     assert message in str(caught.value)
 
 
-def test_codes_that_there_are_not_are_refused_while_loading(home: Path) -> None:
+def test_codes_that_there_are_not_are_refused_while_loading(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     larger_codes(changed(home))
     with pytest.raises(UserError, match="train.codes.npy is damaged: image 3 has code 12 of 12"):
         CodeDataset("changed", "train")[3]
@@ -158,6 +160,8 @@ def test_codes_that_there_are_not_are_refused_while_loading(home: Path) -> None:
         with pytest.raises(UserError, match=f"train.{name}.npy is damaged: image 3 has code -1"):
             CodeDataset(folder, "train")[3]
         assert CodeDataset(folder, "train")[2]
+    monkeypatch.setenv("HOME", str(Path(folder).absolute().parent))
+    assert CodeDataset(f"~/{Path(folder).name}", "train")[2]
 
 
 def test_conditions_beyond_the_vocabulary_are_refused_while_loading(home: Path) -> None:

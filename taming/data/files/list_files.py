@@ -155,6 +155,7 @@ def read_names(
 
     `choices` gives the names that a line may stand for; the first one that exists is taken.
     """
+    root = with_home(str(root))
 
     def locate(line: str) -> str | None:
         names = (name for name in choices(line) if os.path.isfile(os.path.join(root, name)))

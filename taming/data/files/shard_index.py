@@ -6,6 +6,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import tarfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,9 +27,12 @@ from taming.errors import UserError
 from taming.shipped import script
 from taming.user_files import DAMAGED_ARCHIVE, file_version, regular, with_home
 
-IMAGE_ENDINGS = (*EXTENSIONS, "npy")
+UNKNOWN = "img"  # of images whose names do not say what they are
+IMAGE_ENDINGS = (*EXTENSIONS, "npy", UNKNOWN)
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
 _NOT_READ: tuple[type[Exception], ...] = (*DAMAGED_ARCHIVE, OSError, ValueError, TypeError)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_REMOTE = re.compile(r"pipe:|[A-Za-z]\w+://")
 _Form = str | tuple[int, ...] | None  # of an entry, see `_form`
 
 
@@ -44,17 +48,51 @@ class Sample:
 
 
 def find_shards(shards: str | Sequence[str]) -> list[str]:
-    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
-    tars: list[str] = []
-    for place in [shards] if isinstance(shards, str | Path) else shards:
-        where = str(with_home(place))
-        if os.path.isdir(where):
-            where = os.path.join(where, "*.tar")
-        matches = [where] if os.path.isfile(where) else sorted(glob.glob(_escaped(where)))
-        if not matches:
+    """The tars of a folder, of a pattern such as `data/train-*.tar` or WebDataset's
+    `data/train-{0000..0146}.tar`, or of a list of these."""
+    places = [shards] if isinstance(shards, str | Path) else shards
+    return [tar for place in places for tar in _tars_at(str(with_home(place)))]
+
+
+def _tars_at(where: str) -> Iterator[str]:
+    if os.path.isdir(where):
+        where = os.path.join(where, "*.tar")
+    if os.path.isfile(where):
+        yield where
+        return
+    if _REMOTE.match(where):
+        raise UserError(f"{where}: shards are read from files; fetch them, and name the folder")
+    for pattern in _without_braces(where):
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(_escaped(pattern)))
+        if not found and pattern != where:
+            raise UserError(f"there is no shard {pattern}, of {where}; fetch it, or leave it out")
+        if not found:
             raise UserError(f"there are no shards {where}; write some with {script('make_shards')}")
-        tars += matches
-    return tars
+        yield from found
+
+
+def _without_braces(pattern: str) -> Iterator[str]:
+    """What `{0000..0146}` and `{train,val}` in a pattern stand for, one after another."""
+    if (match := _BRACES.search(pattern)) is None:
+        yield pattern
+        return
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    for name in _choices(match):
+        yield from _without_braces(f"{before}{name}{after}")
+
+
+def _choices(braces: re.Match[str]) -> Iterable[str]:
+    if braces[3] is not None:
+        return braces[3].split(",")
+    first, last = int(braces[1]), int(braces[2])
+    step = 1 if first <= last else -1
+    return (str(number).zfill(len(braces[1])) for number in range(first, last + step, step))
+
+
+def image_ending(path: str) -> str:
+    """What the name of an image in a shard ends with, whatever its file is called."""
+    ending = os.path.splitext(os.path.basename(path).rstrip())[1].lower().lstrip(".")
+    return ending if ending in IMAGE_ENDINGS else UNKNOWN
 
 
 def _escaped(pattern: str) -> str:
@@ -75,7 +113,7 @@ def scan(tar: str) -> Iterator[Sample]:
                 archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
                 folder, name = os.path.split(member.name)
                 key, dot, name = name.partition(".")
-                if not member.isreg() or not dot:
+                if not member.isreg() or not dot or not key:  # as files that Macs add, "._a.jpg"
                     continue
                 require_plain(member, tar)
                 key = os.path.join(folder, key)
@@ -188,7 +226,7 @@ class ShardColumns:
 
     def _field(self, sample: Sample, wanted: str) -> str | None:
         """The field that holds a map, such as "depth.png", or the image, such as "jpg"."""
-        for field_name in sample.files:
+        for field_name in sorted(sample.files, key=lambda name: "." in name):  # "jpg" before others
             name, _, ending = field_name.rpartition(".")
             found = name == wanted if wanted in self._maps else name not in self._maps
             if found and ending.lower() in IMAGE_ENDINGS:

@@ -22,13 +22,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
+from taming.checkpoint.formats import read_content
+from taming.checkpoint.runs import find_run
+from taming.checkpoint.weights import load_weights, weights_for
 from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence, interruptible
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
-from taming.user_files import file_version, regular, with_home
+from taming.user_files import file_version, with_home
 from taming.words import counted
 
 log = logging.getLogger(__name__)
@@ -63,16 +66,26 @@ def load_network(options: NetworkOptions, device: torch.device, **hub_options: A
     """
     try:
         network = _build(options, hub_options if options.weights is None else {})
-        if options.weights is not None:
-            state = torch.load(regular(options.weights), map_location="cpu", weights_only=True)
-            network.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # the code of others may raise anything
         raise UserError(
             f"--model {options.model} cannot be loaded ({_reason(error)}); give a TorchScript "
             "file, a .py file or hub folder with the function --entry, or a torch hub name "
             "owner/repository"
         ) from error
+    if options.weights is not None:
+        try:
+            _load_weights(network, options.weights)
+        except UserError as error:
+            raise UserError(f"--weights: {error}") from None
     return network.to(device).eval()
+
+
+def _load_weights(network: nn.Module, path: str) -> None:
+    file, own = find_run(path).checkpoint, network.state_dict(keep_vars=True)
+    state, _ = weights_for(own, read_content(file), file)
+    # Files from before torch 0.4.1 have no such counts, which nothing here reads.
+    counts = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+    load_weights(network, {**counts, **state}, source=file)
 
 
 def _reason(error: Exception) -> str:

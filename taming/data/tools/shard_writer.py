@@ -16,12 +16,12 @@ from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
 from taming.data.file_versions import version_of
 from taming.data.files.list_files import write_lines
-from taming.data.files.shard_index import read_index
+from taming.data.files.shard_index import image_ending, read_index
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
-from taming.data.loading import image_files_in
 from taming.data.shards import DESCRIPTION, read_description
 from taming.data.whole_images import item_files
+from taming.data.wrapping import changed_by, image_files_in
 from taming.errors import UserError, interruptible
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
     source = next(image_files_in(dataset), None)
     if source is None:
         raise UserError(f"{type(dataset).__name__} has no image files that could go into shards")
+    item_files(dataset, len(dataset) - 1)  # whether each item is known to be of a file
+    if own := changed_by(dataset):
+        log.warning("shards hold the files as they are; what %s does is not in them", own)
     folder = Path(output)
     _describe(folder, source, per_shard, len(dataset), files=version_of(dataset))
     starts = range(0, len(dataset), per_shard)
@@ -98,7 +101,7 @@ def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | Non
                 skipped.append(str(error))
                 continue
             for name, path in files.items():
-                ending = path.rpartition(".")[2].lower()
+                ending = image_ending(path)
                 field = f"{name}.{ending}" if name else ending
                 add_member(archive, f"{index:09}.{field}", _content(path))
             text = json.dumps(metadata, default=_plain)

@@ -22,6 +22,7 @@ from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset, as_entries
 from taming.data.whole_images import has_whole_images, whole_image
+from taming.data.wrapping import changed_by
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import (
     ImageSource,
@@ -119,6 +120,11 @@ class DatasetSource(KeptItems, LoadedSource):
     def reads_files(self) -> bool:
         """Whether the entry is an image file, whose own pixels can be had."""
         return self.key == "image" and has_whole_images(cast(Sized, self.dataset.dataset))
+
+    @property
+    def changed_by(self) -> str:
+        """The user's method that may make something else of the files; nothing if there is none."""
+        return changed_by(self.dataset.dataset)
 
     @property
     def _reads_items(self) -> bool:

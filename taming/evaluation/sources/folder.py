@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,11 @@ from taming.evaluation.checkpoints import MADE_WITH, made_with
 from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
 from taming.evaluation.sources.resize import Size, common_size
 from taming.user_files import file_version, regular
+from taming.words import counted
 
-EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
+COMPARED = ("png", "jpg", "jpeg")  # the formats of torch-fidelity
 HASHING_THREADS, HEADERS_READ = 8, 1000
+log = logging.getLogger(__name__)
 
 
 class FolderSource(LoadedSource):
@@ -39,6 +42,8 @@ class FolderSource(LoadedSource):
         deep: look into folders below; by default if the folder itself holds no images.
         workers: processes that decode, see `loaded`.
 
+    Images of other formats are passed over, in one line and in what a result says.
+
     Raises UserError if there is no folder or no image; `load` raises `DamagedImage`.
     """
 
@@ -51,9 +56,14 @@ class FolderSource(LoadedSource):
         here = [] if deep else image_files(self.path, deep=False)
         self.deep = not here and deep is not False
         files = image_files(self.path, deep=True) if self.deep else here
+        self.passed_over = sum(1 for _ in find_images(path, deep=self.deep)) - len(files)
+        others = f"{counted(self.passed_over, 'image')} of other formats"
         if not files:
             where = "" if self.deep else " itself (--deep looks into folders below)"
-            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
+            but = f", but {others}" if self.passed_over else ""
+            raise UserError(f"{path} holds no images ({', '.join(COMPARED)}){where}{but}")
+        if self.passed_over:
+            log.warning("%s: passed over %s; read are %s", path, others, ", ".join(COMPARED))
         self.files = [file.real for file in files]
         self.labels = folder_labels(self.path, files) if self.deep else None
 
@@ -63,8 +73,9 @@ class FolderSource(LoadedSource):
     def describe(self) -> dict[str, Any]:
         classes = {} if self.labels is None else {"classes": len(set(self.labels))}
         about = {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+        passed_over = {"passed_over": self.passed_over} if self.passed_over else {}
         made = {MADE_WITH: self.made_with} if self.made_with else {}
-        return about | made | self.resizing.describe()
+        return about | passed_over | made | self.resizing.describe()
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
@@ -119,7 +130,7 @@ class ImageFile(NamedTuple):
 
 def image_files(folder: Path, deep: bool) -> list[ImageFile]:
     """The image files in a folder, and with `deep` below it, sorted by their real paths as text."""
-    paths = find_images(folder, EXTENSIONS, deep)
+    paths = find_images(folder, COMPARED, deep)
     return sorted(ImageFile(os.path.realpath(path), path) for path in paths)
 
 

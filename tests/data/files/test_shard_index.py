@@ -116,6 +116,32 @@ def test_shards_lie_in_folders_of_any_name(folder: str, tmp_path: Path) -> None:
         find_shards(f"{place}/c*")
 
 
+def test_patterns_of_webdataset(tmp_path: Path) -> None:
+    tars = [str(tmp_path / f"{split}-{n:03}.tar") for split in ("b", "a") for n in (9, 10)]
+    for tar in tars:
+        Path(tar).touch()
+    assert find_shards(f"{tmp_path}/{{b,a}}-{{009..010}}.tar") == tars
+    assert find_shards(f"{tmp_path}/{{b,a}}-0{{10..09}}.tar") == [tars[i] for i in (1, 0, 3, 2)]
+    assert find_shards(f"{tmp_path}/a-{{009..010}}*") == tars[2:]
+    odd = tmp_path / "x{1..2}.tar"
+    odd.touch()
+    assert find_shards(str(odd)) == [str(odd)]
+    with pytest.raises(UserError, match="there is no shard .*a-011.tar, of .*999"):
+        find_shards(f"{tmp_path}/a-{{009..999999999999}}.tar")
+    for place in ("pipe:cat a.tar", "s3://bucket/{00..10}.tar", "https://x/a.tar"):
+        with pytest.raises(UserError, match="shards are read from files; fetch them"):
+            find_shards([place])
+
+
+def test_files_that_macs_add_are_no_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("._a.jpg", "a.jpg", "x/._b.jpg", "x/b.seg.png", "x/b.jpg", ".DS_Store"):
+            add_member(archive, name, name.encode())
+    assert [one.key for one in scan(str(tmp_path / "a.tar"))] == ["a", "x/b"]
+    columns = ShardColumns([str(tmp_path / "a.tar")])
+    assert [read_bytes(path) for path in columns.paths["image"]] == [b"a.jpg", b"x/b.jpg"]
+
+
 def test_relative_patterns_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("[x]/y").mkdir(parents=True)

@@ -62,6 +62,21 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
     }
 
 
+def test_images_of_other_formats_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image_folder(tmp_path / "a", 2)
+    for number in range(3):
+        (tmp_path / f"a/{number}.webp").touch()
+    source = FolderSource(tmp_path / "a")
+    assert len(source) == 2 and source.describe()["passed_over"] == 3
+    assert "a: passed over 3 images of other formats; read are png, jpg, jpeg" in caplog.text
+    for path in (tmp_path / "a").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no images \(png, jpg, jpeg\), but 3 images of other"):
+        FolderSource(tmp_path / "a")
+
+
 def test_class_folders_with_names(tmp_path: Path) -> None:
     source = FolderSource(image_classes(tmp_path, {"dog": 1, "cat": 2}), workers=0)
     assert source.labels == [0, 0, 1]
