@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+from taming.config import instantiate_from_config, load_config
+from taming.modules.transformer.mingpt import GPT
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+CONFIGS = Path(__file__).parents[2] / "configs"
 # Of models that are trained and scored, not of speed; and where no model of ours computes.
 SCORES = ("any_order-", "demo-", "quantizers-", "multi_scale-", "installation", "gallery")
 NO_PRODUCTS = ("data-", "starting-", "evaluation-memory-", "evaluators-")
@@ -47,6 +53,20 @@ def test_memory_is_at_least_that_of_what_has_to_be_there() -> None:
         if "peak_over_weights_and_cache" in row
     ]
     assert ratios and min(ratios) >= 1
+
+
+@pytest.mark.parametrize("stage", ["first_stage", "transformer"])
+def test_the_memory_of_a_step_holds_weights_gradients_and_moments(stage: str) -> None:
+    """In fp32, each of the four of whatever is trained, and the weights of the rest."""
+    facts = json.loads((RESULTS / f"training-paper-{stage}-cpu.json").read_text("utf-8"))
+    with torch.device("meta"):
+        if stage == "transformer":
+            model: nn.Module = GPT(1024, 511, n_layer=12, n_head=12, n_embd=768)
+        else:
+            model = instantiate_from_config(load_config([CONFIGS / "custom_vqgan.yaml"]).model)
+    least = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
+    assert least > 0.9e9
+    assert min(facts[stage]["peak_bytes"].values()) >= least
 
 
 def _timed(facts: dict[str, Any]) -> list[str]:
