@@ -83,12 +83,16 @@ def read_parts(
 def merge(parts: Sequence[Part]) -> DictConfig:
     """The configs of all parts, later ones over earlier ones.
 
+    A stage that was given as the path of a run stays that run's where a later part changes some of
+    its `params`.
+
     Raises:
         UserError: for a part that has a list where there are keys before it, or the reverse.
     """
     merged: Any = OmegaConf.create()
     for part in parts:
         try:
+            _write_out_paths(merged, part.config)
             merged = OmegaConf.merge(merged, part.config)
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -97,6 +101,17 @@ def merge(parts: Sequence[Part]) -> DictConfig:
             ) from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _write_out_paths(merged: DictConfig, later: DictConfig) -> None:
+    """Stages that are paths, and of which there are changes later, as what changes merge into."""
+    for key in STAGES:
+        place = f"model.params.{key}"
+        path = OmegaConf.select(merged, place, throw_on_resolution_failure=False)
+        changes = OmegaConf.select(later, place, throw_on_resolution_failure=False)
+        changed = isinstance(changes, DictConfig) and changes.keys() == {"params"}
+        if changed and isinstance(path, str) and not path.startswith("__"):
+            OmegaConf.update(merged, place, {"params": {"ckpt_path": path}}, merge=False)
 
 
 def fill_in_bases(part: Part) -> None:

@@ -145,6 +145,19 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
             assert flags and flags <= known, f"{path.name}: {span}"
 
 
+def test_every_page_is_named_by_another() -> None:
+    """A menu alone does not lead who reads from page to page."""
+    pages = [README, CONTRIBUTING, *PAGES]
+    named = {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in pages
+        for link in links_of(page)
+        if link.partition("#")[0]
+    }
+    lost = {page.resolve() for page in PAGES} - named
+    assert not lost, lost
+
+
 @pytest.mark.parametrize("path", [*DOCUMENTS, *SLOW, CONTRIBUTING], ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in links_of(path):

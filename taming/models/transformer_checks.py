@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
+from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.models.batch_checks import token_count
 from taming.models.code_sampling import CodeSampling
@@ -17,6 +21,9 @@ from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.permuter import AbstractPermuter, Identity
 from taming.modules.transformer.plain import block_size_of, check_transformer, vocabulary_of
 from taming.user_code import name_of
+
+log = logging.getLogger(__name__)
+_said: WeakSet[nn.Module] = WeakSet()  # models of which it was said already
 
 
 def declared_vocabulary(transformer: nn.Module, config: Mapping[str, Any]) -> int:
@@ -184,7 +191,8 @@ def check_tokens(model: CodeSampling, highest: int) -> None:
 
 
 def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | None) -> None:
-    """Refuse sequences that the transformer was not built for.
+    """Refuse sequences that the transformer was not built for, and say if samples will be of
+    another size.
 
     Args:
         shape: (rows, columns) of an image's codes.
@@ -201,3 +209,20 @@ def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | N
             f"an image and {length} of its condition; make it at least {needed}"
         )
     model.check_layout(condition, shape)
+    _say_other_size(model, shape)
+
+
+def _say_other_size(model: CodeSampling, shape: Sequence[int]) -> None:
+    """One line, once, if images are of another size than that which samples have by default."""
+    with suppress(UserError):  # of a first stage of the user's, which may not know
+        trained = model.latent_shape()[1:]
+        if tuple(shape) == trained or model in _said or not is_first_process():
+            return
+        _said.add(model)
+        height, width = (model.first_stage_model.downsampling_factor * side for side in shape)
+        log.warning(
+            "images of %d x %d pixels make %d x %d codes, and samples will have %d x %d, of the "
+            "first stage's own size: sample with --size %d,%d, or set "
+            "model.params.first_stage_config.params.ddconfig.resolution",
+            *(height, width, *shape, *trained, height, width),
+        )

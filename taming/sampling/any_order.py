@@ -37,7 +37,7 @@ from taming.modules.transformer.orders import (
     path_of,
     sizes_of,
 )
-from taming.modules.transformer.plain import is_plain
+from taming.modules.transformer.plain import block_size_of, is_plain
 from taming.sampling.chance import Chance
 from taming.sampling.settings import INWARDS, RASTER, SampleSettings
 from taming.user_code import name_of
@@ -54,12 +54,28 @@ def check_way(
             f"{name_of(type(model.transformer))} has methods or parts of its own, and only GPTs as "
             "they are sample in any order or with attention: full"
         )
+    _check_trained_size(model)
     if compiled and (model.masked or settings.steps is not None):
         steps = "" if model.masked else ", or --steps"
         raise UserError(
             f"torch.compile is for one code after the other; leave --compile out{steps}"
         )
     settings.check_fits(shape[0] * shape[1])
+
+
+def _check_trained_size(model: Net2NetTransformer) -> None:
+    """Refuse a model of any order or masked codes whose positions are not those of its training."""
+    if not (model.masked or model.reading.any):
+        return
+    _, height, width = model.latent_shape()
+    needed = height * width + model.masked
+    if needed > (size := block_size_of(model.transformer)):
+        raise UserError(
+            f"images of training have {height} x {width} codes by the first stage's "
+            f"ddconfig.resolution, and block_size is {size}; set "
+            "model.params.first_stage_config.params.ddconfig.resolution to the size of the images "
+            "that the transformer was trained on"
+        )
 
 
 def _check_options(model: Net2NetTransformer, settings: SampleSettings) -> None:

@@ -16,7 +16,7 @@ from taming.checkpoint.loading import (
     run_as_stage,
     run_config,
 )
-from taming.config import plain
+from taming.config import load_config, plain
 from taming.errors import UserError
 from tests.kit.models import first_stage_config, unconditional_config
 from tests.support import write_run
@@ -42,6 +42,27 @@ def test_a_run_as_a_stage_begins_at_its_own_checkpoint(run: Path) -> None:
     other = write_run(Path("logs/second"), unconditional_config(), {})
     with pytest.raises(UserError, match=f"^{STAGE}: logs/second is a transformer"):
         run_as_stage(other, STAGE)
+
+
+def test_a_stage_that_is_a_path_can_be_changed(run: Path) -> None:
+    """By an override after it, and by one of a later YAML."""
+    Path("base.yaml").write_text(OmegaConf.to_yaml(config(first_stage_config=first_stage_config())))
+    Path("later.yaml").write_text(
+        OmegaConf.to_yaml(config(first_stage_config={"params": {"embed_dim": 9}}))
+    )
+    place = "model.params.first_stage_config"
+    Path("path.yaml").write_text(OmegaConf.to_yaml(config(first_stage_config=str(run))))
+    for whole in (
+        load_config(["base.yaml"], [f"{place}={run}", f"{place}.params.embed_dim=9"]),
+        load_config(["base.yaml", "path.yaml", "later.yaml"]),
+    ):
+        assert set(whole.model.params.first_stage_config.params) == {"ckpt_path", "embed_dim"}
+        expand_stages(whole)
+        params = whole.model.params.first_stage_config.params
+        assert params.embed_dim == 9 and params.ckpt_path.endswith("first/checkpoints/last.ckpt")
+    named = ["cond_stage_config=__is_unconditional__", "cond_stage_config.params.x=1"]
+    merged = load_config(["base.yaml"], [f"model.params.{one}" for one in named])
+    assert merged.model.params.cond_stage_config == {"params": {"x": 1}}
 
 
 def test_stages_are_written_out(run: Path) -> None:

@@ -184,6 +184,16 @@ def test_pictures_under_every_condition(name: str) -> None:
     assert torch.equal(pictures["samples_half"].isfinite().all(), torch.tensor(True))
 
 
+def test_images_of_another_size_than_samples_are_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_model(transformer_config())  # of 8 x 8 pixels and 4 x 4 codes
+    for size, said in ((8, 0), (4, 1), (4, 1)):
+        model.check_batch({"image": torch.zeros(2, size, size, 3), "class_label": torch.arange(2)})
+        line = "images of 4 x 4 pixels make 2 x 2 codes, and samples will have 4 x 4"
+        assert caplog.text.count(line) == caplog.text.count("samples will") == said
+
+
 def test_permuted_indices_decode_to_the_same_image() -> None:
     model, plain = variant(**CONDITIONS["spiral"]), variant()
     plain.load_state_dict(model.state_dict(), strict=False)

@@ -212,6 +212,14 @@ def test_images_beside_it_change_no_image(
     assert done == sorted(done) and done[-1] == seen[0].total == 16
 
 
+@pytest.mark.parametrize("gpt", [{**TOLD, "block_size": 15}, {**FULL, "block_size": 16}])
+def test_positions_beyond_the_transformers_are_refused(gpt: dict[str, Any]) -> None:
+    model = make(gpt, **({} if "attention" in gpt else {"order": "random"}))
+    for shape in (None, (2, 2), (6, 6)):
+        with pytest.raises(UserError, match="images of training have 4 x 4 codes by the first sta"):
+            indices(model, REQUESTS, shape=shape)
+
+
 def filled_in(model: Any, request: Request, settings: SampleSettings, seed: int) -> Tensor:
     """One image by whole passes, as arXiv 2202.04200 (section 3.3) describes it."""
     asked = settings.steps or 8
