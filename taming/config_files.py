@@ -138,10 +138,13 @@ def _first_stage_of(path: Path, trust: Trust) -> Any:
     return model
 
 
+# Parameters of models that a stage of another model has no use for.
+OF_OWN_TRAINING = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config", "use_ema")
+
+
 def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
     """`target` and `params` of a model, without what only its own training needs."""
-    training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
-    params = {k: v for k, v in (model.get("params") or {}).items() if k not in training}
+    params = {k: v for k, v in (model.get("params") or {}).items() if k not in OF_OWN_TRAINING}
     if "lossconfig" in params:
         params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
     return {"target": model["target"], "params": params}

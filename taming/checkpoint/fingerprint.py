@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from taming.checkpoint.names import OPTIONAL, STATISTICS, ends_in
+from taming.config_files import OF_OWN_TRAINING
 
 # Parameters of models that decide about their training alone.
-_TRAINING = {"ckpt_path", "ignore_keys", "lossconfig", "lr_g_factor", "monitor"}
-_TRAINING |= {"batch_resize_range", "scheduler_config", "use_ema"}
+_TRAINING = {*OF_OWN_TRAINING, "lossconfig", "lr_g_factor", "batch_resize_range"}
 _TRAINING |= {"compile", "checkpoint_activations", "fused_optimizer", "gradient_checkpointing"}
 _TRAINING |= {"reuse_reconstruction", "channels_last", "teacher", "soft_loss_weight"}
 _LENGTH = 16  # hexadecimal digits

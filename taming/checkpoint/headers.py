@@ -60,7 +60,7 @@ def section_in_header(path: Path) -> dict[str, Any] | None:
         section = json.loads(text)
     except (ValueError, RecursionError):
         section = None
-    if not _is_section(section):
+    if not is_section(section):
         raise UserError(
             f"the header of {path} has '{NAME}', which names no model; name its YAML with --base"
         )
@@ -75,7 +75,8 @@ def section_in_header(path: Path) -> dict[str, Any] | None:
     return dict(checked)
 
 
-def _is_section(value: Any) -> bool:
+def is_section(value: Any) -> bool:
+    """Whether a header's content has what a `model` section has."""
     if not isinstance(value, dict) or not isinstance(value.get("target"), str):
         return False
     return isinstance(value.get("params", {}), dict)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import hub
-from taming.checkpoint.headers import header_text
+from taming.checkpoint.headers import header_text, is_section
 from taming.checkpoint.weight_sets import say
 from taming.config_files import as_stage, load_yaml
 from taming.errors import UserError
@@ -77,7 +77,10 @@ def _is_of_another(config: Path, checkpoint: Path) -> bool:
     if text is None or "target" not in section or "${" in str(section):
         return False
     try:
-        another = bool(json.loads(text) != as_stage(section))
+        header = json.loads(text)
+        # Those of earlier versions have more of the model's own training.
+        header = as_stage(header) if is_section(header) else header
+        another = bool(header != as_stage(section))
     except (ValueError, RecursionError):  # said where it is read
         return False
     if another:

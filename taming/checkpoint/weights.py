@@ -22,6 +22,8 @@ from taming.weight_choice import ordinary_choice
 
 log = logging.getLogger(__name__)
 
+AVERAGES = ("model_ema.",)
+
 
 class LargeTensorsUnset(TorchFunctionMode):
     """A context in which large tensors get no random initial values, as loading overwrites them.
@@ -219,11 +221,12 @@ def _common_names(
     needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
     check_fit(needed, kept, source=source, optional=optional)
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
-    for line in (
-        *groups(missing, "not in the checkpoint or ignored: initialized anew"),
-        *groups(excess, "left out, which only its training needed"),
-    ):
+    missing = [name for name in missing if not _is_of(name, AVERAGES)]  # begin at the weights
+    trains = any(_is_of(name, OPTIONAL) for name in own)  # else it is no news
+    for line in groups(missing, "not in the checkpoint or ignored: initialized anew"):
         log.info("%s: %s", source, line)
+    for line in groups(excess, "left out, which only its training needed"):
+        log.log(logging.INFO if trains else logging.DEBUG, "%s: %s", source, line)
     return [name for name in own if name in kept]
 
 
@@ -273,4 +276,8 @@ def _overlapping(tensors: Tensors) -> set[str]:
 def _has_part(name: str, parts: Sequence[str]) -> bool:
     if parts and ends_in(name, (COLORS, *STATISTICS)):
         return True
+    return _is_of(name, parts)
+
+
+def _is_of(name: str, parts: Sequence[str]) -> bool:
     return any(name.startswith(part) or f".{part}" in name for part in parts)

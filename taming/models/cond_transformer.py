@@ -46,6 +46,7 @@ from taming.models.transformer_checks import (
     declared_vocabulary,
 )
 from taming.models.transformer_training import TransformerTraining
+from taming.models.vqgan import VQModel
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
@@ -221,7 +222,8 @@ class Net2NetTransformer(TransformerTraining):
 
 
 def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
-    """A stage in evaluation mode, without gradients, and without the loss that its training had."""
+    """A stage in evaluation mode, without gradients, and without the loss and the averages that its
+    training had."""
     long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key, "module")
     if isinstance(stage, VQModelInterface):
@@ -230,4 +232,6 @@ def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
         )
     if isinstance(stage, nn.Module) and "loss" in stage._modules:
         stage.loss = DummyLoss()
+    if isinstance(stage, VQModel):
+        stage.leave_averages()
     return frozen(stage)

@@ -151,6 +151,12 @@ class VQModel(AutoencoderTraining):
         if self.use_ema:
             self.model_ema.restart(self)
 
+    def leave_averages(self) -> None:
+        """Be without averages from now on, as a stage that is not trained."""
+        if self.use_ema:
+            del self.model_ema
+            self.use_ema = False
+
     def complete_start(self) -> None:
         """Of what subclasses have added, there are averages, too."""
         if self.use_ema:

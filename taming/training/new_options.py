@@ -29,7 +29,7 @@ _KEPT_BY = {
     **{rf"(.*\.)?{re.escape(end)}": option for end, option in KEPT_BY.items()},
     r"(.*\.)?penalties\.lecam_means": "lecam_weight",
     r"(.*\.)?start\.(known|share_of_known)": "disc_start",
-    re.escape(AVERAGES) + ".*": "use_ema",
+    rf"(.*\.)?{re.escape(AVERAGES)}.*": "use_ema",
     r"(.*\.)?perceptual_loss\..*": PERCEPTUAL,
 }
 

@@ -23,6 +23,7 @@ from taming.modules.vqvae.cosine import CosineQuantizer
 from tests.kit.models import build, first_stage_config, unconditional_config
 from tests.support import write_run
 
+DUMMY = {"target": "taming.modules.losses.DummyLoss"}
 COSINE = {
     "target": "taming.modules.vqvae.cosine.CosineQuantizer",
     "params": {"n_e": 12, "e_dim": 4},
@@ -61,6 +62,18 @@ def test_a_header_holds_under_another_name_and_beside_another_config(
     own = OmegaConf.create({"model": cosine_config(), "data": {"target": "a.B"}})
     OmegaConf.save(own, tmp_path / "apart" / "config.yaml")  # has more in it
     assert find_run(file).configs == (tmp_path / "apart" / "config.yaml",)
+
+
+def test_a_header_of_before_is_of_the_same_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Earlier versions wrote down whether training kept averages."""
+    model = {**first_stage_config(), "params": {**first_stage_config()["params"], "use_ema": True}}
+    header = {NAME: json.dumps({**model, "params": {**model["params"], "lossconfig": DUMMY}})}
+    save_file(build(first_stage_config()).state_dict(), tmp_path / "x.safetensors", header)
+    OmegaConf.save(OmegaConf.create({"model": model}), tmp_path / "config.yaml")
+    taming.load(tmp_path / "x.safetensors")
+    assert "another than" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])

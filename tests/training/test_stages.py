@@ -16,7 +16,7 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.kit.images import write_images
-from tests.kit.models import VQGAN, first_stage_config, unconditional_config
+from tests.kit.models import GAN_LOSS, VQGAN, first_stage_config, unconditional_config
 from tests.kit.training import small_vqgan, write_config, write_transformer
 from tests.support import ROOT, write_run
 
@@ -61,6 +61,35 @@ def test_a_run_is_enough_to_train_over(tmp_path: Path) -> None:
     assert len(list(Path(SECOND).glob("samples/*/1/3/000000.png"))) == 1
     main(["-r", SECOND, "-t", "--max_steps", "2", f"{key}={tmp_path}/elsewhere"])
     assert load_run(SECOND)[2] == 2
+
+
+def test_a_stage_is_without_averages_and_loss_of_its_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in runs of versions that kept the averages in each of their checkpoints."""
+    caplog.set_level("INFO")
+    small = small_vqgan()
+    small.model.params |= {"use_ema": True, "lossconfig": {**GAN_LOSS}}
+    small.model.params.ddconfig.resolution = 16
+    run = write_run(tmp_path / "logs" / "first", small.model)
+    stage = f"model.params.first_stage_config={run}"
+    main(["--base", write_transformer(tmp_path), "-t", "-n", "second", "--max_steps", "1", stage])
+    assert "only its training needed" not in caplog.text and "anew" not in caplog.text
+    last = Path(SECOND, "checkpoints", "last.ckpt")
+    content = read_checkpoint(last)
+    assert not [name for name in content["state_dict"] if "model_ema" in name]
+
+    [project] = Path(SECOND).glob("configs/*-project.yaml")
+    config = OmegaConf.load(project)
+    assert "use_ema" not in config.model.params.first_stage_config.params
+    config.model.params.first_stage_config.params.use_ema = True
+    OmegaConf.save(config, project)
+    average = {"first_stage_model.model_ema.encoderconv_inbias": torch.zeros(1)}
+    torch.save({**content, "state_dict": {**content["state_dict"], **average}}, "former.ckpt")
+    Path("former.ckpt").replace(last)  # which is mapped
+    main(["-r", SECOND, "-t", "--max_steps", "2"])
+    after = read_checkpoint(last)
+    assert after["global_step"] == 2 and after["state_dict"].keys() == content["state_dict"].keys()
 
 
 def test_the_condition_may_be_a_runs_as_well(tmp_path: Path) -> None:
