@@ -160,6 +160,11 @@ def check_are_names(params: Any) -> None:
 
 
 def _check_kind(target: Any, name: str, kind: str) -> None:
+    if kind == "schedule" and inspect.isclass(target) and _is_of_torch(target):
+        raise config_error(
+            f"{name} changes an optimizer; a schedule here is a function of the step, such as "
+            "taming.lr_scheduler.CosineSchedule (docs/training.md lists them)"
+        )
     if inspect.isclass(target) and _is_kind(target, kind):
         return
     home, package = str(getattr(target, "__module__", "")), name.partition(".")[0]
@@ -173,6 +178,10 @@ def _check_kind(target: Any, name: str, kind: str) -> None:
         f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
         f"that makes one can be allowed with --trust {name}"
     )
+
+
+def _is_of_torch(target: type) -> bool:
+    return issubclass(target, get_obj_from_str("torch.optim.lr_scheduler.LRScheduler"))
 
 
 def _is_kind(target: type, kind: str) -> bool:

@@ -166,18 +166,36 @@ class RunSchedule(ABC):
         Raises:
             UserError: if that is not known; `key` is where the rule is set.
         """
+        short = 0 < self.warm_up_steps < 1 and (self.steps is None or 0 < self.steps < 1)
         self.warm_up_steps = run.steps_of(self.warm_up_steps, f"{key}: warm_up_steps")
         if self.steps is None:
             self.steps = run.end(f"{key}: a schedule without `steps`")
         self.steps = run.steps_of(self.steps, f"{key}: steps")
-        self._check()
+        if short:  # shares of a few steps may be rounded to the same number
+            self.warm_up_steps = max(0, min(self.warm_up_steps, self.steps - 1))
+        self._check(f"{key}: ")
 
-    def _check(self) -> None:
-        if not self.follows_run and 0 < (self.steps or 0) <= self.warm_up_steps:
+    def beyond(self, run: RunLength) -> str | None:
+        """What to say of a run that ends before the rule has come to its end; else None."""
+        last = max(self.steps or 0, self.warm_up_steps)
+        if not run.steps or last <= run.steps:
+            return None
+        return (
+            f"the schedule comes to its end at step {last}, but the run has {run.steps} steps; "
+            "steps may be shares of a run, such as 5%"
+        )
+
+    def _check(self, place: str = "") -> None:
+        warm_up, steps = self.warm_up_steps, self.steps or 0
+        comparable = not self.follows_run or (0 < warm_up < 1 and 0 < steps < 1)
+        if comparable and 0 < steps <= warm_up:
+            share = " of the run" if steps < 1 else ""
             raise UserError(
-                f"warm_up_steps: {self.warm_up_steps} leaves nothing of the schedule, which ends "
-                f"at step {self.steps}; lower it"
+                f"{place}warm_up_steps: {warm_up} leaves nothing of the schedule, which ends at "
+                f"step {steps}{share}; lower it"
             )
+        if self.start == self.end == 0:
+            raise UserError(f"{place}start and end are 0, with which nothing is trained")
 
     @abstractmethod
     def course(self, progress: float) -> float:
@@ -206,7 +224,11 @@ class ConstantSchedule(RunSchedule):
 
 
 class LinearSchedule(RunSchedule):
-    """A straight line after the warm-up, see `RunSchedule`."""
+    """A straight line after the warm-up, see `RunSchedule`.
+
+    Raises:
+        UserError: for no steps at all, which would be `end` from the second step on.
+    """
 
     def __init__(
         self,
@@ -215,6 +237,11 @@ class LinearSchedule(RunSchedule):
         end: Weight = 0.0,
         steps: StepOrShare | None = None,
     ) -> None:
+        if steps == 0:
+            raise UserError(
+                "steps: 0 leaves nothing of the schedule; leave it out to go on to the run's end, "
+                "or take taming.lr_scheduler.ConstantSchedule"
+            )
         super().__init__(warm_up_steps, start, end, steps)
 
     def course(self, progress: float) -> float:
@@ -233,6 +260,9 @@ class LambdaWarmUpCosineScheduler:
 
     The minimum is reached at step `max_decay_steps` and kept. Values are factors of the base
     learning rate, or absolute where that is 1. `verbosity_interval` > 0 prints every so many steps.
+
+    Raises:
+        UserError: if the warm-up leaves no steps for the cosine.
     """
 
     def __init__(
@@ -244,6 +274,11 @@ class LambdaWarmUpCosineScheduler:
         max_decay_steps: CountOrZero,
         verbosity_interval: CountOrZero = 0,
     ) -> None:
+        if 0 < warm_up_steps >= max_decay_steps and lr_min != lr_max:
+            raise UserError(
+                f"warm_up_steps: {warm_up_steps} leaves nothing of the schedule, which ends at "
+                f"step {max_decay_steps}, max_decay_steps; raise that, or lower the former"
+            )
         self.lr_warm_up_steps = warm_up_steps
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
         self.lr_max_decay_steps = max_decay_steps

@@ -173,9 +173,18 @@ def test_a_schedule_without_an_end_is_refused():
             make_schedule({"target": f"taming.lr_scheduler.{rule}"}, sgd(1.0))
     with pytest.raises(UserError, match="warm_up_steps follows the length of a run"):
         ConstantSchedule(0.5).begin(RunLength(), "scheduler_config")
-    for wrong in (lambda: LinearSchedule(9, steps=9), lambda: begun(LinearSchedule(20))):
+    for wrong in (
+        lambda: LinearSchedule(9, steps=9),
+        lambda: begun(LinearSchedule(20)),
+        lambda: CosineSchedule(0.6, steps=0.5),
+        lambda: CosineSchedule(steps=0),
+        lambda: LambdaWarmUpCosineScheduler(9, 0.1, 1.0, 0.0, 9),
+    ):
         with pytest.raises(UserError, match="leaves nothing of the schedule"):
             wrong()
+    assert begun(CosineSchedule(0.02), 1)(0) == 1  # shares are rounded, and no contradiction
+    with pytest.raises(UserError, match="start and end are 0"):
+        LinearSchedule(start=0, end=0, steps=3)
     with pytest.raises(ValueError, match="begin"):
         LinearSchedule()(1)
 

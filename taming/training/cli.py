@@ -39,7 +39,7 @@ from taming.training.data_module import (
 from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.hooks import check_model_hooks
-from taming.training.lengths import check_end, warn_of_start
+from taming.training.lengths import check_end, check_length
 from taming.training.messages import set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.new_options import check_unchanged
@@ -189,7 +189,7 @@ def _build(
     """The data, and a model that fits them: before a run that could not be trained has a folder."""
     data = build_data(_data_config(config))
     if train:  # only now it is known how long an epoch is
-        warn_of_start(config, options, data)
+        check_length(config, options, data)
     model = instantiate_from_config(_model_config(config, run), "model", "module")
     check_model_hooks("model", model)
     if run.resume_from and train:

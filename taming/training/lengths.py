@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,8 +26,13 @@ _EPOCHS = 1000  # of a run that says neither steps nor epochs, by Lightning
 
 def check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
     """Refuse (`UserError`), before anything is built, what follows the length of a run that has no
-    end; `options` are the Trainer's."""
-    if _epochs(options, config) is not None or limit(options.get("max_steps")) is not None:
+    end, and schedules that contradict themselves or its steps; `options` are the Trainer's."""
+    run = planned(options, None, config)
+    ends = _epochs(options, config) is not None or run.steps is not None
+    for key, rule in _rules(config):
+        if rule.follows_run and (run.steps or not ends):
+            rule.begin(run, key)
+    if ends:
         return
     key = "model.params.lossconfig.params.disc_start"
     if isinstance(start := percent(OmegaConf.select(config, key)), float):
@@ -35,34 +40,54 @@ def check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
     if OmegaConf.select(config, "model.params.order") == "annealed" and _is_ours(config.model):
         anneal = config.model.params.get("anneal")
         ReadingOrder("annealed", anneal).raster_share(0, RunLength())
+
+
+def _rules(config: DictConfig) -> Iterator[tuple[str, RunSchedule]]:
+    """The schedules of a config that are of this project, new ones, by key."""
     for name in ("scheduler_config", "temperature_scheduler_config"):
-        node = OmegaConf.select(config, f"model.params.{name}")
-        rule = instantiate_from_config(node, name, "schedule") if node else None
-        if isinstance(rule, RunSchedule) and rule.follows_run:
-            rule.begin(RunLength(), f"model.params.{name}")
+        node, key = OmegaConf.select(config, f"model.params.{name}"), f"model.params.{name}"
+        if isinstance(node, DictConfig) and _is_ours(node):
+            rule = instantiate_from_config(node, key, "schedule")
+            if isinstance(rule, RunSchedule):
+                yield key, rule
 
 
-def warn_of_start(
+def check_length(
     config: DictConfig, options: Mapping[str, Any], data: pl.LightningDataModule
 ) -> None:
-    """Warn, before the model is built, of a discriminator that the run ends before.
+    """What of a config does not fit the length of the run, before the model is built.
 
-    It is no error: a few steps of any config are tried with `--max_steps`, and some discriminators
-    are told to begin so late that they never do.
+    It is no error that the run ends before a discriminator begins, or a schedule is over, and is
+    warned of: a few steps of any config are tried with `--max_steps`, and some discriminators are
+    told to begin so late that they never do.
+
+    Raises:
+        UserError: for a schedule of which the run leaves nothing.
     """
+    run = planned(options, _batches(options, data), config)
+    if options.get("fast_dev_run") or not run.steps:
+        return
+    for key, rule in _rules(config):
+        if rule.follows_run:
+            rule.begin(run, key)
+        if (line := rule.beyond(run)) and is_first_process():
+            log.warning("%s: %s", key, line)
+    if is_first_process():
+        _warn_of_start(config, run)
+
+
+def _warn_of_start(config: DictConfig, run: RunLength) -> None:
     loss = OmegaConf.select(config, "model.params.lossconfig")
     params = loss.get("params") if isinstance(loss, DictConfig) else None
     if not params or not _is_ours(loss):
         return
     start, warm_up = percent(params.get("disc_start")), params.get("disc_warmup_steps") or 0
-    if start is None or not params.get("disc_factor", 1.0) or options.get("fast_dev_run"):
+    if start is None or not params.get("disc_factor", 1.0):
         return
-    run = planned(options, _batches(options, data), config)
     begins = DiscriminatorStart(start, warm_up)
-    if run.steps and is_first_process():
-        begins.begin(run, global_step=0)
-        if line := begins.beyond(run):
-            log.warning("%s", line)
+    begins.begin(run, global_step=0)
+    if line := begins.beyond(run):
+        log.warning("%s", line)
 
 
 def _is_ours(section: DictConfig) -> bool:

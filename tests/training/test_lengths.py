@@ -12,7 +12,7 @@ from taming.errors import UserError
 from taming.run_length import RunLength
 from taming.training.cli import main as main_command
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.lengths import check_end, planned, warn_of_start
+from taming.training.lengths import check_end, planned, check_length
 from tests.kit.models import GAN_LOSS
 from tests.kit.training import small_vqgan, write_config
 
@@ -73,7 +73,7 @@ def test_a_game_that_never_begins_is_said(
 ) -> None:
     data = DataModuleFromConfig(2, num_workers=0)
     data.datasets = {"train": range(10)}
-    warn_of_start(config_with(**params), {"max_epochs": 2, "devices": 1, **options}, data)
+    check_length(config_with(**params), {"max_epochs": 2, "devices": 1, **options}, data)
     assert bool(caplog.text) is bool(line) and line in caplog.text
 
 
@@ -106,11 +106,41 @@ def test_a_run_that_time_ends_is_of_no_length(by_callback: bool) -> None:
         check_end(config, {**options, "max_epochs": 3})
 
 
+@pytest.mark.parametrize(
+    ("rule", "params", "line"),
+    [
+        ("LinearSchedule", {"warm_up_steps": 30}, "params.scheduler_config: warm_up_steps: 30 lea"),
+        ("ConstantSchedule", {"warm_up_steps": 40}, "scheduler_config: the schedule comes to its"),
+        ("CosineSchedule", {"steps": 50}, "end at step 50, but the run has 10 steps"),
+        ("CosineSchedule", {"warm_up_steps": "50%"}, ""),
+    ],
+)
+def test_schedules_that_do_not_fit_the_run(
+    rule: str, params: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = {"target": f"taming.lr_scheduler.{rule}", "params": params}
+    config = OmegaConf.create({"model": {"params": {"scheduler_config": section}}})
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": range(10)}
+    by_epochs, by_steps = {"max_epochs": 2, "devices": 1}, {"max_steps": 10, "devices": 1}
+    if rule == "LinearSchedule":
+        with pytest.raises(UserError, match=line):
+            check_end(config, by_steps)
+        with pytest.raises(UserError, match=line):
+            check_length(config, by_epochs, data)
+        return
+    for options in (by_epochs, by_steps):
+        caplog.clear()
+        check_end(config, options)
+        check_length(config, options, data)
+        assert bool(caplog.text) is bool(line) and line in caplog.text
+
+
 def test_losses_of_ones_own_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     config, data = config_with(disc_start=10), DataModuleFromConfig(2, num_workers=0)
     config.model.params.lossconfig.target = "own.loss.Loss"
-    warn_of_start(config, {"max_steps": 1, "devices": 1}, data)
-    warn_of_start(OmegaConf.create({"model": {}}), {"max_steps": 1, "devices": 1}, data)
+    check_length(config, {"max_steps": 1, "devices": 1}, data)
+    check_length(OmegaConf.create({"model": {}}), {"max_steps": 1, "devices": 1}, data)
     assert not caplog.text
 
 

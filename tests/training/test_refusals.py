@@ -63,6 +63,16 @@ def test_without_the_weights_of_lpips_no_run_is_left_behind(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        (
+            "model.params.scheduler_config={target: torch.optim.lr_scheduler.StepLR, "
+            "params: {step_size: 3}}",
+            "a schedule here is a function of the step, such as taming",
+        ),
+        (
+            "model.params.scheduler_config={target: taming.lr_scheduler.CosineSchedule, "
+            "params: {steps: 0}}",
+            "scheduler_config.params: steps: 0 leaves nothing",
+        ),
         ("model.params.lossconfig.params.disc_start=0.1", "lossconfig.params.disc_start follows"),
         ("model.params.lossconfig.params.disc_start=10%", "lossconfig.params.disc_start follows"),
         (
