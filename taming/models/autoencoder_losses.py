@@ -192,4 +192,4 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in codebook_uses(self.quantize, self.used_codes.taken()).items():
-            self.log(f"val/{name}", value, rank_zero_only=True)
+            self.log(f"val/{name}", value, sync_dist=True)  # of all processes' counts in each

@@ -16,14 +16,14 @@ from taming.training.logged_rows import read_values
 
 Points = list[tuple[int, float]]
 COLUMNS = 4
-WINDOW = 10  # points that a smooth line is the mean of
+REACH = 5  # points on each side that a smooth line is the mean of, with the one between them
 DISCRIMINATOR = "train/disc_factor"
 
 
 def plot_curves(runs: Mapping[str, Path], path: Path, level: float | None = None) -> Path:
     """Draw all that `runs` (by the name that is shown) have logged; returns `path`.
 
-    A panel has a value of training (its points, and a mean over `WINDOW` of them, which begins anew
+    A panel has a value of training (its points, and a mean over those around each, which begins anew
     with the discriminator) and that of the same name in validation (dots). The dotted line is the
     step from which the discriminator counts, the dashed one `level`, in panels of the loss.
 
@@ -82,6 +82,8 @@ def _draw(chart: Any, panel: str, run: Mapping[str, Points], color: str) -> None
         chart.plot(steps, _smooth(values[:before]) + _smooth(values[before:]), color=color)
     if validated := run.get(f"val/{panel}"):
         chart.plot(*zip(*validated, strict=True), color=color, marker=".", linewidth=0)
+    if panel.startswith("lr-"):
+        chart.set_ylim(bottom=0)  # a constant is no matter of its last digits
     if begun is not None:
         chart.axvline(begun, color=color, linestyle=":", linewidth=1)
 
@@ -94,6 +96,7 @@ def _start_of_discriminator(run: Mapping[str, Points]) -> int | None:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, at most `WINDOW`."""
-    windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
+    """The mean of each value and as many before it as after it, at most `REACH`."""
+    reaches = [min(REACH, i, len(values) - 1 - i) for i in range(len(values))]
+    windows = (values[i - reach : i + reach + 1] for i, reach in enumerate(reaches))
     return [sum(window) / len(window) for window in windows]

@@ -52,7 +52,10 @@ def fit(
         end_loaders(trainer)
         if sentence is None:
             if isinstance(error, UserError) and run.last_checkpoint.exists():
-                rank_zero_info(f"once what follows is mended, go on with {_command(run)}")
+                # Flags of a run that goes on, such as how much longer, may not be kept yet.
+                again = "give the same command again" if run.resume_from else ""
+                again = again or f"go on with {_command(run)}"
+                rank_zero_info(f"once what follows is mended, {again}")
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
     if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:

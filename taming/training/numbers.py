@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -76,13 +77,14 @@ class FiniteNumbers(Callback):
     Args:
         skip: leave out up to so many batches instead, by not taking their steps. On GPUs every
             step then waits for its own verdict.
+        checkpoints: the folder of the run's checkpoints.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, checkpoints: Path | None = None) -> None:
         super().__init__()
         if skip < 0:
             raise UserError(f"--skip_nonfinite {skip}: it takes 0 or more batches")
-        self.skip, self.skipped = skip, 0
+        self.skip, self.skipped, self._checkpoints = skip, 0, checkpoints
         self._losses: list[_Loss] = []
         self._values: list[Tensor] = []
         self._unread: list[_Check] = []
@@ -121,26 +123,33 @@ class FiniteNumbers(Callback):
         waits = device.type == "cuda" and not self.skip
         problem = self._first_problem(keep=1 if waits else 0)
         if problem is not None:
-            self._leave_out(problem, check.step)
+            self._leave_out(problem, check.step, optimizer.param_groups[0]["lr"])
             _empty(optimizer, keep=unscales_itself(trainer, optimizer))
 
     def _first_problem(self, keep: int = 0) -> str | None:
         due, self._unread = self._unread[: len(self._unread) - keep], self._unread[-keep:][:keep]
         return next((text for text in (check.problem() for check in due) if text), None)
 
-    def _leave_out(self, problem: str, step: int) -> None:
-        if step != self._left_out:  # both optimizers may see the same batch
-            self.skipped += 1
+    def _leave_out(self, problem: str, step: int, rate: float) -> None:
+        known = step == self._left_out  # both optimizers may see the same batch
+        self.skipped += not known
         self._left_out = step
         if self.skipped > self.skip:
             raise NonFiniteError(
-                f"{problem}; nothing of it was saved: go on from the last checkpoint with -r, with "
-                "a lower learning rate or without these files, or leave such batches out with "
+                f"{problem}; nothing of it was saved: {self._way_on()}, with a lower learning rate "
+                f"(now {float(rate):.3g}) or without these files, or leave such batches out with "
                 f"--skip_nonfinite {max(self.skip * 2, 10)}"
             )
-        log.warning("%s: left out (%d of at most %d)", problem, self.skipped, self.skip)
+        if not known:
+            log.warning("%s: left out (%d of at most %d)", problem, self.skipped, self.skip)
         for tensor, before in self._statistics:
             tensor.data.copy_(before)
+
+    def _way_on(self) -> str:
+        folder = self._checkpoints
+        if folder is not None and not any(folder.glob("*")):
+            return "there is no checkpoint yet: start anew"
+        return "go on from the last checkpoint with -r"
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -16,7 +16,9 @@ from taming.models.run_length import known_length
 from taming.training.position import accumulated_batches
 from taming.words import counted
 
-BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
+# Whichever ends first; the seconds count from the end of the first batch, which may compile.
+BATCHES_TIMED, SECONDS_TIMED = 10, 20.0
+LEAST_BATCHES = 3  # the first one, and two by which that of a picture or a compilation is told
 LONG_ON_A_CPU = 12 * 3600.0  # seconds
 SMALLER = (
     "configs/small/vqgan.yaml and the transformers beside it are sized for a CPU, see "
@@ -122,7 +124,10 @@ class Pace(Callback):
         now = time.monotonic()
         self._durations.append(now - self._before)
         self._before = now
-        if len(self._durations) >= BATCHES_TIMED or now - self._first >= SECONDS_TIMED:
+        timed = len(self._durations)
+        self._first = now if timed == 1 else self._first
+        enough = timed >= LEAST_BATCHES and now - self._first >= SECONDS_TIMED
+        if timed >= BATCHES_TIMED or enough:
             self._said = True
             self._say(trainer, pl_module.device)
 

@@ -242,7 +242,7 @@ def _callbacks(
         ExactResume(run.tables, free_version(run.tables, run_time())),
         NamedModel(config.model),
         PositionedNoise(),
-        FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
+        FiniteNumbers(lightning_config.get("skip_nonfinite") or 0, run.checkpoints),
         LoggedNames(),
         FirstBatches(),
         TrainsSomething(),

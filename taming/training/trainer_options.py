@@ -204,8 +204,12 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     _check_gpus(options)
     devices, nodes = options.get("devices"), options.get("num_nodes") or 1
     most = max(8, 4 * available_cpus())
-    if isinstance(devices, int) and devices > most and not _has_accelerator(options):
-        raise UserError(f"lightning.trainer.devices is {devices}: at most {most} on these CPUs")
+    if isinstance(devices, int) and not _has_accelerator(options):
+        name = f"lightning.trainer.devices is {devices}"
+        if devices < 1:
+            raise UserError(f"{name}: it must be from 1 on")
+        if devices > most:
+            raise UserError(f"{name}: at most {most} on these CPUs (four for each, or 8)")
     launchers = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"}
     if nodes != 1 and not launchers & os.environ.keys():
         raise UserError(

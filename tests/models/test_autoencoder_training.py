@@ -431,8 +431,8 @@ def test_the_codebooks_use_is_logged_by_the_first_process() -> None:
     model._used_codes.taken = lambda: torch.tensor([5, 5, 5] + [0] * 9)
     model.on_validation_epoch_end()
     assert [(call.args, call.kwargs) for call in model.log.call_args_list] == [
-        (("val/codebook_usage", 0.25), {"rank_zero_only": True}),
-        (("val/codebook_perplexity", pytest.approx(3)), {"rank_zero_only": True}),
+        (("val/codebook_usage", 0.25), {"sync_dist": True}),
+        (("val/codebook_perplexity", pytest.approx(3)), {"sync_dist": True}),
     ]
 
 

@@ -147,6 +147,10 @@ def test_options_of_the_patch_discriminator_beside_another_are_refused() -> None
     config = {"target": STYLE, "params": {"resolution": 32}}
     with pytest.raises(UserError, match="disc_ndf has no effect beside disc_config"):
         make({"disc_config": config, "disc_num_layers": 3})
+    with pytest.raises(UserError, match="disc_ndf and disc_num_layers have no effect .* to null"):
+        make({"disc_config": config, "disc_ndf": 8, "disc_num_layers": 2})
+    nothing = dict.fromkeys(("disc_ndf", "disc_num_layers", "disc_in_channels", "use_actnorm"))
+    assert make({"disc_config": config, **nothing}).discriminator is not None
     model = make({"disc_config": config, **PATCH})
     with pytest.raises(UserError, match="resolution is 32, but the images have 16x16"):
         model.check_batch({"image": IMAGES})

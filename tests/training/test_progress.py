@@ -156,6 +156,26 @@ def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
     assert caplog.text.strip().endswith(progress.SMALLER)
 
 
+def test_a_first_batch_that_compiles_is_no_pace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer: Any = SimpleNamespace(
+        num_training_batches=10, accumulate_grad_batches=1, lightning_module=None, max_epochs=-1
+    )
+    trainer.max_steps, trainer.global_step, trainer.device = 3, 3, progress.torch.device("cpu")
+    for durations, seconds in (([42.0] + 9 * [0.5], "0.5 s"), ([42.0, 30.0, 12.0], "12 s")):
+        times = [sum(durations[:count]) for count in range(len(durations) + 1)]
+        clock, pace = iter(times), Pace()
+        monkeypatch.setattr(progress.time, "monotonic", lambda clock=clock: next(clock))
+        pace.on_train_start(trainer, trainer)
+        with caplog.at_level("INFO"):
+            for number in range(len(durations)):
+                assert "a step takes" not in caplog.text
+                pace.on_train_batch_end(trainer, trainer, None, None, number)
+        assert f"a step takes about {seconds};" in caplog.text
+        caplog.clear()
+
+
 def test_each_batch_is_timed_from_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 3.0, 4.0, 8.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))

@@ -27,6 +27,7 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
         ("--skip_nonfinite=-1", "0 or more batches"),
         ("--seed=99999999999999", "seed is 99999999999999"),
         ("lightning.trainer.num_nodes=64", "num_nodes is 64: start main.py on each"),
+        ("lightning.trainer.devices=0", "devices is 0: it must be from 1 on"),
         ("lightning.trainer.devices=640", "devices is 640: at most"),
         ("model.base_learning_rate=.nan", "must be a number from 0 to 1"),
         ("lightning.modelcheckpoint.params.mode=x", "lightning.modelcheckpoint: .mode."),

@@ -15,12 +15,18 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
 
 class PatchOptions(NamedTuple):
-    """The loss's published options of the patch discriminator."""
+    """The loss's published options of the patch discriminator; None stands for the default."""
 
-    disc_in_channels: int = 3
-    disc_ndf: int = 64
-    disc_num_layers: int = 3
-    use_actnorm: bool = False
+    disc_in_channels: int | None = 3
+    disc_ndf: int | None = 64
+    disc_num_layers: int | None = 3
+    use_actnorm: bool | None = False
+
+    def given(self) -> dict[str, int | bool]:
+        """Those that are not the defaults."""
+        defaults = PatchOptions._field_defaults
+        each = self._asdict().items()
+        return {name: one for name, one in each if one is not None and one != defaults[name]}
 
 
 def check_taken(network: nn.Module, shape: Sequence[int], *, any_channels: bool) -> None:
@@ -44,12 +50,13 @@ def make_discriminator(config: ModuleConfig | None, options: PatchOptions) -> nn
         UserError: for options beside a `disc_config`.
     """
     if config is None:
-        return NLayerDiscriminator(*options).apply(weights_init)
-    for name, value in options._asdict().items():
-        if value != PatchOptions._field_defaults[name]:
-            raise UserError(
-                f"{name} has no effect beside disc_config; set what that discriminator has for it "
-                "under disc_config.params"
-            )
+        whole = {**PatchOptions._field_defaults, **options.given()}
+        return NLayerDiscriminator(*whole.values()).apply(weights_init)
+    if given := list(options.given()):
+        has, it = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise UserError(
+            f"{' and '.join(given)} {has} no effect beside disc_config; set {it} to null, and what "
+            f"that discriminator has for {it} under disc_config.params"
+        )
     network: nn.Module = instantiate_from_config(config, "disc_config", "module")
     return network
