@@ -48,7 +48,8 @@ class Teacher:
                 raise UserError(f"{path} is a first stage; name a transformer")
             _check_alike(path, model, student)
         except UserError as error:
-            raise UserError(f"model.params.teacher: {error}") from None
+            hint = "; to train without a teacher, set it to null"
+            raise UserError(f"model.params.teacher: {error}{hint}") from None
         self.path = path
         self.transformer = model.transformer.requires_grad_(False)  # the stages are the student's
 

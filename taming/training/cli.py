@@ -43,6 +43,7 @@ from taming.training.lengths import check_end, check_length
 from taming.training.messages import set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.new_options import check_unchanged
+from taming.training.numbers import check_skip
 from taming.training.run_configs import KEPT_FLAGS, read_configs
 from taming.training.run_folder import (
     RunFolder,
@@ -76,9 +77,7 @@ def learning_rate(
     config: DictConfig, accumulate: int, devices: int, batch_size: int, scale: bool
 ) -> float:
     """accumulated batches x devices x batch size x base rate, printed with its factors."""
-    base = config.get("base_learning_rate")
-    if not isinstance(base, int | float) or not 0 <= base <= 1:
-        raise UserError(f"model.base_learning_rate must be a number from 0 to 1; it is {base}")
+    base = _base_rate(config)
     if not scale:
         rank_zero_info(f"learning rate {base:.2e} (base_learning_rate, not scaled)")
         return float(base)
@@ -88,6 +87,16 @@ def learning_rate(
         f"* {batch_size} (batch_size) * {base:.2e} (base_learning_rate)"
     )
     return rate
+
+
+def _base_rate(config: DictConfig) -> float:
+    base = config.get("base_learning_rate")
+    if not isinstance(base, int | float) or not 0 <= base <= 1:
+        raise UserError(
+            f"model.base_learning_rate must be a number from 0 to 1; it is {base} (it is multiplied "
+            "by batch size, devices and accumulated batches, unless --scale_lr false)"
+        )
+    return base
 
 
 def _open_run(args: argparse.Namespace) -> RunFolder:
@@ -179,6 +188,7 @@ def _check_configs(
     check_config(_data_config(config), "data", "data module")
     check_config(_model_config(config, run), "model", "module")
     _check_trainable(config, train)
+    _base_rate(config.model)
     check_end(config, options)
     check_strategy(options, config.model.get("target"), run.resume_from)
 
@@ -231,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = _open_run(args)
         config, lightning_config = read_configs(run, args.base, overrides)
         _keep_flags(args, lightning_config, run)
+        check_skip(args.skip_nonfinite)
         check_sizes(seed=args.seed, least=0, most=2**32 - 1)
         pl.seed_everything(args.seed, workers=True)
         options = _trainer_options(lightning_config, flags, run)

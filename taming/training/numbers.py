@@ -68,6 +68,12 @@ class _Check:
         return None
 
 
+def check_skip(skip: int) -> None:
+    """Refuse (`UserError`) a number of batches below 0."""
+    if skip < 0:
+        raise UserError(f"--skip_nonfinite {skip}: it takes 0 or more batches")
+
+
 class FiniteNumbers(Callback):
     """Raises `NonFiniteError` where a loss or a gradient is infinite or not a number.
 
@@ -82,8 +88,7 @@ class FiniteNumbers(Callback):
 
     def __init__(self, skip: int = 0, checkpoints: Path | None = None) -> None:
         super().__init__()
-        if skip < 0:
-            raise UserError(f"--skip_nonfinite {skip}: it takes 0 or more batches")
+        check_skip(skip)
         self.skip, self.skipped, self._checkpoints = skip, 0, checkpoints
         self._losses: list[_Loss] = []
         self._values: list[Tensor] = []

@@ -80,6 +80,8 @@ def test_without_the_weights_of_lpips_no_run_is_left_behind(
             "model.params.scheduler_config={target: taming.lr_scheduler.CosineSchedule}",
             "model.params.scheduler_config: a schedule without `steps` follows",
         ),
+        ("--skip_nonfinite=-1", "0 or more batches"),
+        ("model.base_learning_rate=100", "is 100 .it is multiplied by batch size"),
         ("--precision=16-mixed", "in which a CPU does not train; use bf16-mixed"),
     ],
 )
