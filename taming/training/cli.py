@@ -93,8 +93,8 @@ def _base_rate(config: DictConfig) -> float:
     base = config.get("base_learning_rate")
     if not isinstance(base, int | float) or not 0 <= base <= 1:
         raise UserError(
-            f"model.base_learning_rate must be a number from 0 to 1; it is {base} (it is multiplied "
-            "by batch size, devices and accumulated batches, unless --scale_lr false)"
+            f"model.base_learning_rate must be a number from 0 to 1; it is {base} (it is "
+            "multiplied by batch size, devices and accumulated batches, unless --scale_lr false)"
         )
     return base
 

@@ -23,7 +23,7 @@ DISCRIMINATOR = "train/disc_factor"
 def plot_curves(runs: Mapping[str, Path], path: Path, level: float | None = None) -> Path:
     """Draw all that `runs` (by the name that is shown) have logged; returns `path`.
 
-    A panel has a value of training (its points, and a mean over those around each, which begins anew
+    A panel has a value of training (its points, and the mean of those around each, begun anew
     with the discriminator) and that of the same name in validation (dots). The dotted line is the
     step from which the discriminator counts, the dashed one `level`, in panels of the loss.
 

@@ -12,7 +12,7 @@ from taming.errors import UserError
 from taming.run_length import RunLength
 from taming.training.cli import main as main_command
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.lengths import check_end, planned, check_length
+from taming.training.lengths import check_end, check_length, planned
 from tests.kit.models import GAN_LOSS
 from tests.kit.training import small_vqgan, write_config
 
