@@ -10,8 +10,10 @@ from torch import nn
 from taming.config import instantiate_from_config, is_installed
 from taming.config_values import LossConfig
 from taming.errors import UserError
+from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.losses.base import DummyLoss, MissingLoss
 from taming.modules.vqvae.codebook import Quantizer
+from taming.modules.vqvae.multi_scale import MultiScaleQuantizer
 
 
 def make_loss(config: LossConfig | None) -> nn.Module:
@@ -38,6 +40,19 @@ def sides_within(limits: tuple[int, int] | None) -> range:
     return range(0) if limits is None else range(limits[0], limits[1] + 1, 16)
 
 
+def require_scales_fit(quantizer: Quantizer, decoder: Decoder) -> None:
+    """Refuse (`UserError`) scales that end in another side than the latents' at the training size,
+    which would be named wrongly in all that is logged and split by scales."""
+    if not isinstance(quantizer, MultiScaleQuantizer):
+        return
+    last, (*_, side) = quantizer.scales[-1], decoder.z_shape
+    if last != side:
+        raise UserError(
+            f"scales end in {last}, and the latents of images of ddconfig.resolution are "
+            f"{side} x {side}; end in {side}"
+        )
+
+
 def require_no_conflict(
     quantizer: Quantizer, options: Mapping[str, Any], **wanted: int | None
 ) -> None:
@@ -47,7 +62,7 @@ def require_no_conflict(
         if value not in (None, sizes[name]):
             raise UserError(
                 f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
-                f"leave {name} out"
+                f"make {name} null or leave it out"
             )
     defaults: dict[str, Any] = {"remap": None, "sane_index_shape": False, "legacy": True}
     defaults |= {"revive_after": 0, "decay": 0.99}  # the last one of EMAVQ

@@ -77,11 +77,6 @@ class MultiScaleVQ(VQModel):
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Any:
         _, _, side, _ = self.decoder.z_shape
         scales = self._scales or scales_for(side)
-        if scales[-1] != side:
-            raise UserError(
-                f"scales end in {scales[-1]}, and the latents of images of ddconfig.resolution "
-                f"are {side} x {side}; end in {side}, or leave scales out"
-            )
         kept = {name: options[name] for name in ("remap", "revive_after")}
         own = self._quantizer_options
         return MultiScaleQuantizer(n_embed, embed_dim, scales, **own, **kept)

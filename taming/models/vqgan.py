@@ -29,7 +29,12 @@ from taming.errors import UserError
 from taming.lr_scheduler import RunSchedule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
-from taming.models.first_stage_parts import checked_range, make_loss, require_no_conflict
+from taming.models.first_stage_parts import (
+    checked_range,
+    make_loss,
+    require_no_conflict,
+    require_scales_fit,
+)
 from taming.models.result_checks import check_quantizer, quantize
 from taming.models.training_options import TrainingOptions
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -114,6 +119,7 @@ class VQModel(AutoencoderTraining):
             self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
             check_quantizer(self.quantize, "quantizer_config")
             require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
+        require_scales_fit(self.quantize, self.decoder)
         self._make_convolutions(ddconfig)
         if colorize_nlabels is not None:
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))

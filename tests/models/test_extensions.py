@@ -143,7 +143,7 @@ def test_a_transformer_learns_its_codes(name: str, tmp_path: Path) -> None:
     ("params", "message"),
     [
         ({"n_embed": 12}, "n_embed is 12, but quantizer_config makes a quantizer with 8"),
-        ({"embed_dim": 4}, "embed_dim is 4, .* with 3; leave embed_dim out"),
+        ({"embed_dim": 4}, "embed_dim is 4, .* with 3; make embed_dim null or leave it out"),
         ({"remap": "used.npy"}, "remap has no effect beside quantizer_config"),
         ({"legacy": False}, "legacy has no effect"),
         ({"sane_index_shape": True}, "sane_index_shape has no effect"),

@@ -18,7 +18,9 @@ from taming.evaluation.tasks.probe import FeatureKinds
 from taming.guidance.code_grids import CodeGrids
 from taming.model_loading import load_model
 from taming.models.autoencoder_training import HIT_UPDATES
+from taming.models.codes import level_sizes
 from taming.models.multi_scale import MultiScaleVQ
+from taming.models.vqgan import VQModel
 from taming.modules.vqvae.scales import phi_numbers
 from tests.kit.datasets import images
 from tests.kit.images import image_sizes
@@ -134,6 +136,18 @@ def test_wrong_options_are_a_sentence(name: str) -> None:
     params, sentence = WRONG[name]
     with pytest.raises(UserError, match=sentence):
         build_pyramid(**params)
+
+
+def test_a_general_model_checks_the_scales_as_well() -> None:
+    def built(*scales: int) -> VQModel:
+        params = {"n_e": 12, "e_dim": 4, "scales": scales}
+        target = "taming.modules.vqvae.multi_scale.MultiScaleQuantizer"
+        ddconfig = CONFIG["params"]["ddconfig"]
+        return VQModel(ddconfig, quantizer_config={"target": target, "params": params})
+
+    assert level_sizes(built(1, 3, 8).quantize).keys() == {"1x1", "3x3", "8x8"}
+    with pytest.raises(UserError, match=r"scales end in 4, and the latents .* are 8 x 8; end in 8"):
+        built(1, 4)
 
 
 def test_wrong_indices_are_a_sentence(model: MultiScaleVQ) -> None:
