@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("name the models to fetch; --list shows them")
     for name in names:
         if name not in models:
-            raise UserError(f"there is no published model '{name}'{did_you_mean(name, models)}")
+            several = [model for model in models if model.startswith(f"{name}_")]
+            hint = f"; there are {', '.join(several)}" if several else did_you_mean(name, models)
+            raise UserError(f"there is no published model '{name}'{hint}")
     for name in names:
         folder = download_model(models[name], args.root, check=args.check)
         print(f"{name} is in {folder}{', ' + NO_CONFIG if lacks_config(folder) else ''}")

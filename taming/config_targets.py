@@ -10,9 +10,11 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 from taming.errors import Stopped, UserError, described, own_code, shorten
@@ -76,9 +78,37 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        public = [entry for entry in dir(module) if not entry.startswith("_")]
-        hint = did_you_mean(name, public)
+        home = _home_near(module_name, name)
+        hint = f"; it is in {home}" if home else did_you_mean(name, _names_of(module))
         raise config_error(f"there is no '{name}' in {module_name}{hint}") from None
+
+
+def _names_of(module: ModuleType) -> list[str]:
+    """What a module has to name: its own classes and functions; of one without any, all names."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    own = [name for name, value in public.items() if _is_own(module, value)]
+    return own or list(public)
+
+
+def _is_own(module: ModuleType, value: object) -> bool:
+    made = inspect.isclass(value) or inspect.isfunction(value)
+    return made and value.__module__ == module.__name__
+
+
+def _home_near(module_name: str, name: str) -> str | None:
+    """The module of ours beside the one of that name that has the class or function `name`."""
+    package = sys.modules.get(module_name.rpartition(".")[0])
+    if package is None or not is_listed(module_name, ("taming",)):
+        return None
+    found = (each.name for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}."))
+    for near in found:
+        if near.endswith(".__main__"):  # a program
+            continue
+        with suppress(ImportError):  # a package that is not installed
+            module = importlib.import_module(near)
+            if _is_own(module, vars(module).get(name)):
+                return near
+    return None
 
 
 def _import(module_name: str, target: str) -> Any:

@@ -129,6 +129,8 @@ def test_number_signs_in_overrides_are_no_comments() -> None:
         ("taming.models.vqgn.VQModel", "did you mean 'taming.models.vqgan'"),
         ("main.DataModuleFromCfg", "did you mean 'DataModuleFromConfig'"),
         ("VQModel", "not a dotted path"),
+        ("taming.modules.vqvae.lfq.BSQ", "it is in taming.modules.vqvae.bsq$"),
+        ("taming.modules.vqvae.lfq.Other", "known are LFQ, bits_of$"),
     ],
 )
 def test_unknown_target_names_key_and_nearest(target: str, hint: str) -> None:

@@ -87,6 +87,12 @@ def test_missing_runs_of_published_models_can_be_fetched() -> None:
         read_checkpoint("a/vq_f8/last.ckpt")
 
 
+def test_the_start_of_several_names_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["llamagen"])
+    assert "there are llamagen_vq16, llamagen_vq8, llamagen_vq16_t2i" in capsys.readouterr().err
+
+
 def model_at(*addresses: str) -> Published:
     return Published("m", "a model", "-", "logs/m", addresses)
 

@@ -230,10 +230,7 @@ class SampleSettings(TokenSettings):
         if not 0 <= self.confidence_noise < math.inf:
             raise UserError(f"confidence_noise must be 0 or more, not {self.confidence_noise}")
         if isinstance(order, tuple):
-            twice = next((place for place in order if order.count(place) > 1), None)
-            if sorted(order) != list(range(len(order))):
-                why = f"not {shorten(order)}" if twice is None else f"and {twice} is there twice"
-                raise UserError(f"order has each place once, from 0 to {len(order) - 1}, {why}")
+            _check_places(order)
         elif order not in (None, *ORDERS):
             raise UserError(f"order is {', '.join(ORDERS)}, or all places in a list, not '{order}'")
 
@@ -241,8 +238,12 @@ class SampleSettings(TokenSettings):
         """Refuse (`UserError`) steps and places for images of another number of codes."""
         if self.steps is not None and self.steps > codes:
             raise UserError(f"steps is {self.steps}, but the image has {codes} codes")
-        if isinstance(self.order, tuple) and len(self.order) != codes:
+        if not isinstance(self.order, tuple):
+            return
+        if len(self.order) != codes:
             raise UserError(f"order has {len(self.order)} places, and the image {codes}; name all")
+        if (last := max(self.order)) >= codes:
+            raise UserError(f"order has places from 0 to {codes - 1}, not {last}")
 
     def name_of_steps(self) -> str:
         """What is said of steps and order in the names of folders; nothing by default."""
@@ -275,6 +276,15 @@ class SampleSettings(TokenSettings):
             raw = [_philox(seed, number, 2**129).random_raw(length) for number in sample_numbers]
             return torch.from_numpy(np.argsort(np.stack(raw), axis=1, kind="stable"))
         return torch.arange(length).expand(rows, -1)
+
+
+def _check_places(order: tuple[Any, ...]) -> None:
+    """Refuse what are no places; how many an image has is known later, see `check_fits`."""
+    for place in order:
+        if isinstance(place, bool) or not isinstance(place, Integral) or place < 0:
+            raise UserError(f"order has places from 0 on, not {shorten(place)}")
+    if twice := [place for place in order if order.count(place) > 1]:
+        raise UserError(f"order has each place once, and {twice[0]} is there twice")
 
 
 def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:

@@ -75,7 +75,7 @@ def test_kept_codes_are_kept(
     ("flags", "message"),
     [
         (["--order", "1,0"], "order has 2 places, and the image 16; name all"),
-        (["--order", "0,0,1"], "order has each place once, from 0 to 2, and 0 is there twice"),
+        (["--order", "0,0,1"], "order has each place once, and 0 is there twice"),
         (["--steps", "17"], "steps is 17, but the image has 16 codes"),
     ],
 )
