@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from taming.checkpoint import hub
@@ -31,6 +33,7 @@ from taming.config_schema import check_parameter_names
 from taming.errors import UserError
 from taming.limits import weights_from_file
 from taming.shipped import script
+from taming.trust import is_listed
 
 
 def run_config(
@@ -97,6 +100,22 @@ def expand_stages(config: DictConfig) -> None:
             params[key] = run_as_stage(stage, f"model.params.{key}")
         elif isinstance(stage, DictConfig) and (whole := _of_run(stage, f"model.params.{key}")):
             params[key] = whole
+        _tell_codes(params, key)
+
+
+def _tell_codes(params: Any, key: str) -> None:
+    """Where a stage's `quantizer_config` alone says how many codes there are, put that number into
+    its `n_embed`, which a transformer's `vocab_size` refers to."""
+    stage = OmegaConf.select(params, f"{key}.params", throw_on_resolution_failure=False)
+    quantizer = stage.get("quantizer_config") if isinstance(stage, DictConfig) else None
+    if not isinstance(quantizer, DictConfig) or stage.get("n_embed") is not None:
+        return
+    if not is_listed(str(quantizer.get("target")), ("taming",)):
+        return
+    with suppress(UserError, OmegaConfBaseException):  # said where the stage is made
+        made = plain(quantizer)
+        count = (made.get("params") or {}).get("n_e")
+        stage["n_embed"] = count or instantiate_from_config(made, key, "module").n_e
 
 
 def _of_run(section: DictConfig, key: str) -> Any:

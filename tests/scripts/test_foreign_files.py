@@ -16,6 +16,7 @@ from scripts.download_models import main as download
 from scripts.evaluate_first_stage import main as evaluate
 from scripts.export import main as export
 from taming.checkpoint import load_run, read_checkpoint
+from taming.checkpoint.loading import expand_stages
 from taming.config import load_config
 from taming.errors import UserError
 from taming.published_models import published_models
@@ -51,7 +52,9 @@ def test_one_is_a_transformers_first_stage(tmp_path: Path) -> None:
     file = foreign_file("llamagen", tmp_path)
     base = write_transformer(tmp_path)
     stage = f"model.params.first_stage_config={file}"
-    train(["--base", base, "-t", "-n", "over", "--max_steps", "1", stage])
+    vocabulary = "model.params.transformer_config.params.vocab_size="
+    vocabulary += "${model.params.first_stage_config.params.n_embed}"
+    train(["--base", base, "-t", "-n", "over", "--max_steps", "1", stage, vocabulary])
     (run,) = (tmp_path / "logs").glob("*_over")
     state = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     weights = small_state("llamagen")
@@ -61,8 +64,26 @@ def test_one_is_a_transformers_first_stage(tmp_path: Path) -> None:
     )
     (project,) = run.glob("configs/*-project.yaml")
     written = OmegaConf.load(project).model.params.first_stage_config
-    assert written.params.quantizer_config.target.endswith("CosineQuantizer")
+    quantizer = written.params.quantizer_config
+    assert quantizer.target.endswith("CosineQuantizer")
+    assert written.params.n_embed == quantizer.params.n_e  # what the vocabulary is read from
     assert load_run(run)[2] == 1
+
+
+def test_a_vocabulary_is_that_of_any_quantizer() -> None:
+    fsq = {"target": "taming.modules.vqvae.fsq.FSQ", "params": {"levels": [3, 5]}}
+    stage = {"target": "taming.models.vqgan.VQModel", "params": {"quantizer_config": fsq}}
+    key = "model.params.first_stage_config.params"
+    for own in ({}, {"n_embed": None}):
+        whole = {**stage, "params": {**stage["params"], **own}}
+        size = {"first_stage_config": whole, "vocab_size": f"${{{key}.n_embed}}"}
+        config = OmegaConf.create({"model": {"params": size}})
+        expand_stages(config)
+        assert config.model.params.vocab_size == 15
+    wrong = OmegaConf.create({"model": {"params": {"first_stage_config": stage}}})
+    OmegaConf.update(wrong, f"{key}.quantizer_config.params.levels", "many")
+    expand_stages(wrong)  # what is wrong in it is said where the stage is made
+    assert "n_embed" not in wrong.model.params.first_stage_config.params
 
 
 @pytest.mark.parametrize("name", ["llamagen", "open_magvit2"])
