@@ -40,6 +40,7 @@ from taming.evaluation.tasks.quantizers import (
     evaluate,
     evaluator_with,
     table_rows,
+    unequal_bits,
 )
 from taming.shipped import config_names, find_config
 from taming.training.apart import step_flags, train_apart
@@ -100,8 +101,19 @@ def _config(name: str, kind: str) -> Path:
     """A config by its name, which of those in configs/quantizers may be the last part alone, also
     without the `kind` of the recipe: `digits_fsq`, `fsq`."""
     stem = name.removesuffix(".yaml")
+    _refuse_another_recipes(stem.removeprefix(FOLDER), kind)
     shorts = (f"{FOLDER}{stem}", f"{FOLDER}{kind}_{stem}")
     return find_config(next((short for short in shorts if short in config_names()), name))
+
+
+def _refuse_another_recipes(stem: str, kind: str) -> None:
+    """Refuse (`UserError`) a shipped quantizer that is made for another shipped recipe."""
+    shipped = [name.removeprefix(FOLDER) for name in config_names() if name.startswith(FOLDER)]
+    other, kinds = stem.partition("_")[0], {name.partition("_")[0] for name in shipped}
+    if stem in shipped and kind in kinds and other != kind:
+        own = f"{FOLDER}{other}"
+        recipe = own if own in config_names() else f"{other}_vqgan"
+        raise UserError(f"{stem} is of another recipe; name that with --recipe {recipe}")
 
 
 def train(options: Options, recipe: Path, name: str, config: Path) -> list[Path]:
@@ -165,9 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=torch.device("cpu"),
         command=command_line(argv, SCRIPT),
     )
-    path = write_result(result, outdir / "quantizers.json", [markdown_table(rows), f"{BY}."])
+    notes = [f"{BY}.", *unequal_bits(results)]
+    path = write_result(result, outdir / "quantizers.json", [markdown_table(rows), *notes])
     comparison_picture(evaluator, shown, images, options.rows).save(path.with_suffix(".png"))
-    print(f"quantizers.json, its .md and .png are in {outdir}")
+    print(*unequal_bits(results), f"quantizers.json, its .md and .png are in {outdir}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -95,12 +95,12 @@ def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
 
 
 def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:
-    """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
+    """Write `path` (.json) and its Markdown (.md), which begins with `tables`; returns `path`.
 
     Raises UserError if they cannot be written.
     """
     write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
-    write_text(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join([*tables, _markdown(result)]) + "\n")
     return path
 
 
@@ -133,6 +133,7 @@ def read_result(path: str | Path) -> Result:
 
 def _markdown(result: Result) -> str:
     rows = [{"metric": name, "value": value} for name, value in flattened(result["metrics"])]
+    rows = [row for row in rows if row["value"] is not None]  # such as the spread of one run
     facts: dict[str, Any] = {}
     for name, description in result["sets"].items():
         facts |= dict(flattened(description, f"{name}."))

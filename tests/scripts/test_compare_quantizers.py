@@ -17,7 +17,7 @@ from PIL import Image
 from scripts.compare_quantizers import Options, main, prepare_data, steps_a_second
 from scripts.digits import main as digits
 from taming.evaluation.tasks import quantizers
-from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, table_rows
+from taming.evaluation.tasks.quantizers import Evaluated, over_seeds, table_rows, unequal_bits
 from taming.shipped import find_config
 from taming.training import apart, run_folder
 from taming.training.cli import main as train
@@ -78,7 +78,10 @@ def test_two_quantizers_of_the_digits(
     for each in numbers.values():
         assert {"rfid", "l1", "psnr", "codebook_usage", "codebook_perplexity"} <= each.keys()
         assert each["l1"]["spread"] is None and len(each["l1"]["values"]) == 1
-    assert "| rounded" in Path("out/quantizers.md").read_text()
+    written = Path("out/quantizers.md").read_text()
+    assert written.startswith("| quantizer") and "| rounded" in written and "| None" not in written
+    unequal = "Not at equal bits: an image takes from 50.72 to 768"
+    assert unequal in written and unequal in capsys.readouterr().out
     with Image.open("out/quantizers.png") as picture:
         assert picture.width > 3 * 256 and picture.height > 2 * 256
     main(words)
@@ -152,6 +155,7 @@ def test_means_and_spreads() -> None:
     first, second = table_rows(results)
     assert (first["quantizer"], first["FID"], first["L1"]) == ("better", "1.00", "0.5000")
     assert (second["FID"], second["L1"], second["seeds"]) == ("4.00 ± 1.41", "-", "2")
+    assert unequal_bits(results) == []
     assert (second["bits a position"], second["bits an image"]) == ("6", "96")
 
 
@@ -171,6 +175,11 @@ WRONG = {
         "--quantizers",
         "digits_fsk",
     ): "no config file digits_fsk; did you mean 'quantizers/digits_fsq'",
+    (
+        "--quantizers",
+        "photographs_fsq",
+    ): "photographs_fsq is of another recipe; name that with --recipe quantizers/photographs",
+    ("--recipe", "quantizers/photographs", "--quantizers", "digits_vq"): "--recipe digits_vqgan",
     ("--quantizers", "fsq", "digits_fsq"): "have the same name",
     ("--quantizers", "digits_vq", "digits_vq.yaml"): "have the same name",
 }

@@ -148,6 +148,15 @@ def table_rows(results: Mapping[str, Sequence[Evaluated]]) -> list[dict[str, str
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
+def unequal_bits(results: Mapping[str, Sequence[Evaluated]]) -> list[str]:
+    """A sentence if the bits of an image differ by more than 1 %; else none."""
+    bits = [runs[0].bits_an_image for runs in results.values()]
+    low, high = min(bits), max(bits)
+    if high <= low * 1.01:
+        return []
+    return [f"Not at equal bits: an image takes from {low:.4g} to {high:.4g}, which FID follows."]
+
+
 def cell(number: Mapping[str, Any] | None, style: str) -> str:
     """A number of `over_seeds` in a table."""
     if number is None:
