@@ -106,6 +106,8 @@ def expand_stages(config: DictConfig) -> None:
 def _tell_codes(params: Any, key: str) -> None:
     """Where a stage's `quantizer_config` alone says how many codes there are, put that number into
     its `n_embed`, which a transformer's `vocab_size` refers to."""
+    if not isinstance(params, DictConfig):
+        return
     stage = OmegaConf.select(params, f"{key}.params", throw_on_resolution_failure=False)
     quantizer = stage.get("quantizer_config") if isinstance(stage, DictConfig) else None
     if not isinstance(quantizer, DictConfig) or stage.get("n_embed") is not None:
