@@ -26,7 +26,7 @@ from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Placed, Sizes, to_uint8
-from taming.sampling import request_for_condition, sample_images
+from taming.sampling import request_for_condition
 from taming.sampling.arguments import (
     SampleArguments,
     make_parser,
@@ -38,11 +38,11 @@ from taming.sampling.completion import HALVES, Photo, keep_mask, known_indices, 
 from taming.sampling.conditions import read_condition
 from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announce_size, announce_time
+from taming.sampling.filling import filling
 from taming.sampling.folder import (
     ADVICE,
     SampleFolder,
     file_hashes,
-    filling,
     make_record,
     save_png,
 )
@@ -202,19 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = [request] * min(count, batch_size)
         announce_time(model, first, sampling.settings, batch_size, shape, count=count)
         with TokenBar(count, sampled) as bar:
-            samples = sample_images(
-                model,
-                (replace(request, number=number) for number in going.missing),
-                sampling.settings,
-                batch_size=batch_size,
-                seed=sampling.seed,
-                shape=shape,
-                on_step=bar,
-                filled=going.filled,
+            requests = (replace(request, number=number) for number in going.missing)
+            going.sample(
+                model, requests, sampling.settings, seed=sampling.seed, shape=shape, bar=bar
             )
-            for sample in samples:
-                going.save(sample)
-                bar.image()
     print(f"{there_are(own.num_samples, 'completion')} in {root} ({count} of them new)")
 
 

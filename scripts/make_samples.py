@@ -31,7 +31,8 @@ from taming.sampling.arguments import (
 )
 from taming.sampling.bars import ImageBar
 from taming.sampling.engine import check_settings
-from taming.sampling.folder import ADVICE, SampleFolder, filling, make_record, save_png
+from taming.sampling.filling import filling
+from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items, undamaged
 

@@ -25,7 +25,7 @@ from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, command, end_with_damaged, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import Request, requests_for_scene, sample_images
+from taming.sampling import Request, requests_for_scene
 from taming.sampling.arguments import (
     DataArguments,
     SampleArguments,
@@ -36,7 +36,8 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import ImageBar
 from taming.sampling.engine import check_settings
 from taming.sampling.estimate import announced
-from taming.sampling.folder import ADVICE, SampleFolder, filling, make_record, save_png
+from taming.sampling.filling import filling
+from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.items import undamaged
 from taming.sampling.scenes import (
     Scene,
@@ -157,20 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 size = going.batch_size
                 if new == 0:
                     requests = announced(model, requests, settings, size, shape, count=left)
-                samples = sample_images(
-                    model,
-                    requests,
-                    settings,
-                    batch_size=size,
-                    seed=sampling.seed,
-                    shape=shape,
-                    on_step=bar,
-                    filled=going.filled,
-                )
-                for sample in samples:
-                    going.save(sample)
-                    bar.image()
-                    new += 1
+                going.sample(model, requests, settings, seed=sampling.seed, shape=shape, bar=bar)
+                new += len(going.missing)
     print(f"layouts and samples are in {root} ({counted(new, 'new sample')})")
     end_with_damaged(list(layouts.left_out.values()))
 

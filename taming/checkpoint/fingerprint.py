@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taming.checkpoint.names import OPTIONAL, STATISTICS, ends_in
+from taming.checkpoint.names import OPTIONAL, STATISTICS, ends_in, is_of
 from taming.config_files import OF_OWN_TRAINING
 
 # Parameters of models that decide about their training alone.
@@ -69,7 +69,7 @@ class WeightsHash(str):
 
 def weights_hash(state: Mapping[str, Tensor]) -> WeightsHash:
     """SHA-256 of all tensors, by name, that are there for more than training; its beginning."""
-    tensors = {n: t for n, t in sorted(state.items()) if not _for_training(n)}
+    tensors = {n: t for n, t in sorted(state.items()) if not is_of(n, OPTIONAL)}
     with ThreadPoolExecutor(4) as pool:  # hashing large tensors lets other threads run
         digests = dict(zip(tensors, pool.map(_tensor_hash, tensors.values()), strict=True))
     weights = {name: digest for name, digest in digests.items() if not ends_in(name, STATISTICS)}
@@ -81,10 +81,6 @@ def _together(digests: Mapping[str, str]) -> str:
     for name, digest in digests.items():
         whole.update(f"{name} {digest} ".encode())
     return whole.hexdigest()[:_LENGTH]
-
-
-def _for_training(name: str) -> bool:
-    return any(name.startswith(part) or f".{part}" in name for part in OPTIONAL)
 
 
 def _tensor_hash(tensor: Tensor) -> str:

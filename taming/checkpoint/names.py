@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,7 +20,13 @@ KEPT_BY = {"idle": "revive_after", "idle.batches": "revive_after"}
 KEPT_BY |= {"clusters.embed_prob": "clustering"}
 REVIVAL = tuple(KEPT_BY)
 STATISTICS = ("ema_vocab_hit_SV", *REVIVAL)
+AVERAGES = "model_ema."
 COLORS = "colorize"  # random ones, of which one set is as good as another
+
+
+def is_of(name: str, parts: Iterable[str]) -> bool:
+    """Whether a tensor's name is one below these parts of a model, or of a model within it."""
+    return any(name.startswith(part) or f".{part}" in name for part in parts)
 
 
 @dataclass

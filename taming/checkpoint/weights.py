@@ -12,7 +12,15 @@ from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
-from taming.checkpoint.names import COLORS, OPTIONAL, STATISTICS, Tensors, ends_in
+from taming.checkpoint.names import (
+    AVERAGES,
+    COLORS,
+    OPTIONAL,
+    STATISTICS,
+    Tensors,
+    ends_in,
+    is_of,
+)
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
@@ -21,8 +29,6 @@ from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
 
 log = logging.getLogger(__name__)
-
-AVERAGES = ("model_ema.",)
 
 
 class LargeTensorsUnset(TorchFunctionMode):
@@ -221,8 +227,8 @@ def _common_names(
     needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
     check_fit(needed, kept, source=source, optional=optional)
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
-    missing = [name for name in missing if not _is_of(name, AVERAGES)]  # begin at the weights
-    trains = any(_is_of(name, OPTIONAL) for name in own)  # else it is no news
+    missing = [name for name in missing if not is_of(name, (AVERAGES,))]  # begin at the weights
+    trains = any(is_of(name, OPTIONAL) for name in own)  # else it is no news
     for line in groups(missing, "not in the checkpoint or ignored: initialized anew"):
         log.info("%s: %s", source, line)
     for line in groups(excess, "left out, which only its training needed"):
@@ -276,8 +282,4 @@ def _overlapping(tensors: Tensors) -> set[str]:
 def _has_part(name: str, parts: Sequence[str]) -> bool:
     if parts and ends_in(name, (COLORS, *STATISTICS)):
         return True
-    return _is_of(name, parts)
-
-
-def _is_of(name: str, parts: Sequence[str]) -> bool:
-    return any(name.startswith(part) or f".{part}" in name for part in parts)
+    return is_of(name, parts)

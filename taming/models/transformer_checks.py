@@ -212,10 +212,20 @@ def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | N
     _say_other_size(model, shape)
 
 
+def trained_shape(model: CodeSampling) -> tuple[int, int]:
+    """(height, width) in tokens of the images that the model was trained on, which samples have by
+    default."""
+    if isinstance(model.transformer, GPT) and model.transformer.config.rope_grid is not None:
+        rows, columns = model.transformer.config.rope_grid
+        return rows, columns
+    _, height, width = model.latent_shape()
+    return height, width
+
+
 def _say_other_size(model: CodeSampling, shape: Sequence[int]) -> None:
     """One line, once, if images are of another size than that which samples have by default."""
     with suppress(UserError):  # of a first stage of the user's, which may not know
-        trained = model.latent_shape()[1:]
+        trained = trained_shape(model)
         if tuple(shape) == trained or model in _said or not is_first_process():
             return
         _said.add(model)

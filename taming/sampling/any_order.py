@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.transformer_checks import trained_shape
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import (
@@ -67,7 +68,7 @@ def _check_trained_size(model: Net2NetTransformer) -> None:
     """Refuse a model of any order or masked codes whose positions are not those of its training."""
     if not (model.masked or model.reading.any):
         return
-    _, height, width = model.latent_shape()
+    height, width = trained_shape(model)
     needed = height * width + model.masked
     if needed > (size := block_size_of(model.transformer)):
         raise UserError(

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from taming.atomic_files import atomic_path, check_place, sole_user
 from taming.distributed import gather_objects, is_first_process
 from taming.downloads import file_hash
 from taming.errors import UserError, interruptible, reason_of
+from taming.models.transformer_checks import trained_shape
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
 from taming.sampling.engine import Sample, rounds_by_batch
 from taming.sampling.plan import Finished, SamplingJob
 from taming.sampling.pools import ScoreFiles
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import trained_shape
 from taming.user_files import with_home
 
 # The text entry of a PNG that says how it was sampled, as JSON.
@@ -249,44 +249,6 @@ class FolderWriter:
         if kind is None:
             for pending in self._pending:
                 pending.result()
-
-
-@dataclass(frozen=True)
-class Filling:
-    """What a folder without classes lacks, and how it goes on.
-
-    Attributes:
-        missing: the numbers of its samples that are to be made.
-        batch_size: with which they are, and with `filled` always so many at once: for
-            `sample_images`.
-    """
-
-    writer: FolderWriter
-    missing: list[int]
-    batch_size: int
-    filled: bool
-
-    def save(self, sample: Sample, **own: Any) -> None:
-        """Write a sample soon, whatever its label, and what its record has beside the folder's."""
-        self.writer.save(replace(sample, label=None), **own)
-
-
-@contextmanager
-def filling(
-    folder: SampleFolder, dtype: torch.dtype, batch_size: int, wanted: int
-) -> Iterator[Filling]:
-    """A context in which this command alone makes samples 0 to `wanted` - 1 of `folder`.
-
-    Raises:
-        UserError: before anything is made, if those that are there were made otherwise; and as
-            `FolderWriter` does.
-    """
-    folder.finished(None)
-    with FolderWriter(folder) as writer:
-        size = folder.batch_size_for(dtype, batch_size, wanted)
-        finished = folder.finished(None)
-        missing = [n for n in range(wanted) if n not in finished]
-        yield Filling(writer, missing, size, rounds_by_batch(dtype))
 
 
 def _bar(job: SamplingJob, finished: Finished) -> ImageBar:

@@ -10,7 +10,18 @@ from taming.command_line import Arguments
 from taming.errors import UserError
 from taming.limits import check_picture
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.gpt import GPT
+from taming.models.transformer_checks import trained_shape
+
+__all__ = [
+    "Sides",
+    "add_side_flags",
+    "pixels_per_token",
+    "tokens_for",
+    "trained_shape",
+    "trained_size",
+    "whole_codes",
+    "whole_tokens",
+]
 
 Sides = tuple[int | None, int | None]
 """(height, width) in pixels; a side that is None is the training's."""
@@ -19,15 +30,6 @@ Sides = tuple[int | None, int | None]
 def pixels_per_token(model: Net2NetTransformer) -> int:
     """Side, in pixels, of the square that a code of the model stands for."""
     return model.first_stage_model.downsampling_factor
-
-
-def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
-    """(height, width) in tokens of the images that the model was trained on."""
-    if isinstance(model.transformer, GPT) and model.transformer.config.rope_grid is not None:
-        rows, columns = model.transformer.config.rope_grid
-        return rows, columns
-    _, height, width = model.latent_shape()
-    return height, width
 
 
 def trained_size(model: Net2NetTransformer) -> tuple[int, int]:

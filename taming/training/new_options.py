@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint.hub_names import is_hub_name
-from taming.checkpoint.names import KEPT_BY
+from taming.checkpoint.names import AVERAGES, KEPT_BY
 from taming.checkpoint.runs import normal_path
 from taming.config_before import OF_DDCONFIG, defaults_of
 from taming.config_files import STAGES
 from taming.errors import UserError
 from taming.trust import canonical_name, is_dotted
 
-AVERAGES, PERCEPTUAL = "model_ema.", "perceptual_weight"
+PERCEPTUAL = "perceptual_weight"
 # What they keep, by names -> the option.
 _KEPT_BY = {
     **{rf"(.*\.)?{re.escape(end)}": option for end, option in KEPT_BY.items()},

@@ -12,11 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling import Sample, SampleSettings
+from taming.sampling.filling import filling
 from taming.sampling.folder import (
     RECORD,
     FolderWriter,
     SampleFolder,
-    filling,
     make_record,
     record_of,
 )

@@ -49,7 +49,7 @@ def test_kept_codes_are_kept(
         given.append((arguments[2].temperature, options["batch_size"], options["seed"]))
         return sample_images(*arguments, **options)
 
-    monkeypatch.setattr(script, "sample_images", sample)
+    monkeypatch.setattr("taming.sampling.filling.sample_images", sample)
     flags = ("--keep", "top-half", "--condition", "2", "-n", "3", "-t", "0.9")
     root = complete(run, image, tmp_path, *flags, "--batch_size", "2", "--seed", "3")
     assert given == [(0.9, 2, 3)]
@@ -300,7 +300,7 @@ def test_beside_an_image_all_of_it_is_seen_if_the_order_lets_it(
             codes.append(one.indices.view(6, 6))
             yield one
 
-    monkeypatch.setattr(script, "sample_images", sample)
+    monkeypatch.setattr("taming.sampling.filling.sample_images", sample)
     flags = ("--pad", "4,4,0,0", "--condition", "2", "-n", "1")
     for shade in (0, 255):
         Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(tmp_path / f"{shade}.png")

@@ -94,7 +94,7 @@ def test_layouts_that_a_person_writes(
         given.append((requests[0].label, settings.top_p, options["batch_size"], options["seed"]))
         return sample_images(model, requests, settings, **options)
 
-    monkeypatch.setattr(script, "sample_images", sampled)
+    monkeypatch.setattr("taming.sampling.filling.sample_images", sampled)
     flags = ("-R", "8,8", "-N", "1", "--seed", "3", "-p", "0.9", "--batch_size", "2")
     root = sample(run, tmp_path / "out", *flags, "--layout", *files)
     (street, *others), (sea, *same) = given
