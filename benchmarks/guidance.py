@@ -47,7 +47,7 @@ def first_stage(channels: int, device: torch.device) -> VQModel:
 def encoder_named(name: str, device: torch.device) -> ImageEncoder:
     if name == "small":
         return ClassifierGuide.of_small(SmallClassifier(10, 64, 64).to(device))
-    return NetworkFeatures(vit_b_32(), 224, device)
+    return NetworkFeatures(vit_b_32().to(device), 224, device)
 
 
 class PlainLoop:

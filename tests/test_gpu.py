@@ -186,8 +186,9 @@ def test_samples_equal_the_cpus() -> None:
     requests = [Request(n, (n % 5,), n % 5) for n in range(10)]
     for settings in (SampleSettings(temperature=0.0), SampleSettings(1.0, 10, 0.9)):
         drawn = [
-            torch.stack([s.indices for s in sample_images(one, requests, settings, batch_size=4)])
-            for one in (model.cpu(), model.cuda())
+            torch.stack([s.indices for s in sample_images(moved, requests, settings, batch_size=4)])
+            for device in ("cpu", "cuda")
+            for moved in [model.to(device)]
         ]
         assert torch.equal(*drawn)
 

@@ -17,7 +17,8 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Of models that are trained and scored, not of speed; and where no model of ours computes.
 SCORES = ("any_order-", "demo-", "quantizers-", "multi_scale-", "installation", "gallery")
-NO_PRODUCTS = ("data-", "starting-", "evaluation-memory-", "evaluators-")
+NO_PRODUCTS = ("data-", "saving-", "starting-", "evaluation-memory-", "evaluators-")
+RECORD = "gpu-"  # which steps of benchmarks/gpu.py have passed
 # Measured before results said so, on a GPU or in hours: to be replaced by the next that are.
 EARLIER = (
     "codes-class_transformer-bf16-cuda",
@@ -29,7 +30,7 @@ EARLIER = (
 MEASURED = [
     path
     for path in sorted(RESULTS.glob("*.json"))
-    if not path.name.startswith(SCORES) and path.stem not in EARLIER
+    if not path.name.startswith((*SCORES, RECORD)) and path.stem not in EARLIER
 ]
 
 
