@@ -16,6 +16,7 @@ from taming.errors import UserError
 from taming.evaluation.checkpoints import HASH, MADE_WITH, OwnWeights
 from taming.evaluation.results import Result, markdown_table, read_result
 from taming.evaluation.tasks.fidelity import flattened
+from taming.evaluation.tasks.report import OF_VALIDATION, VALIDATION
 from taming.shipped import config_names
 
 LIBRARY = "taming-transformers"
@@ -68,7 +69,7 @@ class Card:
         found["tags"] = list(dict.fromkeys(["taming", "vqgan", kind, *self.tags]))
         if base := self.base_config:
             found["base_config"] = base
-        if index := [entry for result in self.results.values() if (entry := self._entry(result))]:
+        if index := [entry for result in self.results.values() for entry in self._entries(result)]:
             name = self.name.repository.rpartition("/")[2]
             found["model-index"] = [{"name": name, "results": index}]
         return found
@@ -79,22 +80,24 @@ class Card:
         name = re.sub(r"^[\d-]+T[\d-]+_", "", self.run)
         return name if name in config_names() else None
 
-    def _entry(self, result: Result) -> dict[str, Any] | None:
-        """A result as an entry of `model-index`; None without a number."""
-        metrics = [
-            {"type": name, "name": name, "value": value, "args": {"global_step": self.step}}
-            for name, value in _numbers(result)
-        ]
-        task, title = self._task(result)
-        dataset = described_set(result["sets"])
-        entry = {"task": {"type": task, "name": title}, "dataset": dataset, "metrics": metrics}
-        return entry if metrics else None
+    def _entries(self, result: Result) -> Iterator[dict[str, Any]]:
+        """A result as entries of `model-index`, one for each task and set of images."""
+        found: list[dict[str, Any]] = []
+        for name, value in _numbers(result):
+            task, title = self._task(result, name)
+            place = {"task": {"type": task, "name": title}, "dataset": _dataset(result, name)}
+            about = {"type": name, "name": name, "value": value, "args": {"global_step": self.step}}
+            entry = next((one for one in found if place.items() <= one.items()), None)
+            if entry is None:
+                found.append(entry := {**place, "metrics": []})
+            entry["metrics"].append(about)
+        yield from found
 
-    def _task(self, result: Result) -> tuple[str, str]:
+    def _task(self, result: Result, name: str) -> tuple[str, str]:
         """What was evaluated: a transformer's run may have numbers of its first stage too."""
-        kinds = {about.get("kind") for name, about in result["sets"].items() if name not in _SETS}
-        samples = self.is_transformer and "reconstructions" not in kinds
-        return IMAGES if samples else RECONSTRUCTION
+        kinds = {about.get("kind") for set_, about in result["sets"].items() if set_ not in _SETS}
+        of_first_stage = "reconstructions" in kinds or name.startswith("first_stage.")
+        return IMAGES if self.is_transformer and not of_first_stage else RECONSTRUCTION
 
     def text(self) -> str:
         """The whole file: metadata, numbers, how to load the model, and its config."""
@@ -120,16 +123,25 @@ class Card:
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for file, result in self.results.items():
-            dataset = described_set(result["sets"])["name"]
             for name, value in _numbers(result):
-                yield {"metric": name, "value": value, "images": dataset, "from": file}
+                images = _dataset(result, name)["name"]
+                yield {"metric": name, "value": value, "images": images, "from": file}
 
 
 def _numbers(result: Result) -> Iterator[tuple[str, float]]:
+    """The model's: of real images, which stand beside them in reports, are none."""
     for name, value in flattened(result["metrics"]):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and math.isfinite(value) and name.rpartition(".")[2] not in _COUNTS:
+        *groups, last = name.split(".")
+        if number and math.isfinite(value) and last not in _COUNTS and VALIDATION not in groups:
             yield name, value
+
+
+def _dataset(result: Result, name: str) -> dict[str, Any]:
+    """The set of images that a number is of, as `described_set`."""
+    sets = result["sets"]
+    of_validation = name.partition(".")[0] in OF_VALIDATION and VALIDATION in sets
+    return described_set({VALIDATION: sets[VALIDATION]} if of_validation else sets)
 
 
 def described_set(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -78,6 +78,37 @@ def test_tasks_are_those_of_the_results(tmp_path: Path) -> None:
     assert len(card.metadata()["model-index"][0]["results"]) == 2
 
 
+def test_numbers_of_a_report_are_of_the_images_that_they_were_measured_on(tmp_path: Path) -> None:
+    """Both stages on those of validation, samples against those of training; of real images, which
+    stand beside the samples, none is the model's."""
+    by = {"samples": {"fid": 3.5}, "validation_images": {"fid": 0.25}}
+    metrics = {"first_stage": {"l1": 0.5}, "transformer": {"top_1": 0.75}, "by_groups": by}
+    sets = {
+        "samples": {"kind": "folder"},
+        "validation_images": {"dataset": {"target": "a.Val"}, "split": "validation"},
+        "reference": {"dataset": {"target": "a.Train"}, "split": "train"},
+    }
+    result = {"metrics": metrics, "protocol": {}, "sets": sets, **NONE}
+    (tmp_path / "report.json").write_text(json.dumps(result))
+    found, _ = results_of(tmp_path, OwnWeights("1", WeightChoice()))
+    card = Card(HubName("me/x"), {"model": {"params": {"transformer_config": {}}}}, "X", 7, found)
+    [index] = card.metadata()["model-index"]
+    entries = [
+        (entry["task"]["type"], entry["dataset"]["name"], entry["dataset"]["split"], numbers)
+        for entry in index["results"]
+        for numbers in [{each["type"]: each["value"] for each in entry["metrics"]}]
+    ]
+    assert entries == [
+        ("image-to-image", "Val", "validation", {"first_stage.l1": 0.5}),
+        ("unconditional-image-generation", "Val", "validation", {"transformer.top_1": 0.75}),
+        ("unconditional-image-generation", "Train", "train", {"by_groups.samples.fid": 3.5}),
+    ]
+    rows = [line.split("|")[1:4] for line in card.text().splitlines() if line.startswith("| ")]
+    named = {tuple(cell.strip() for cell in row)[::2] for row in rows}
+    assert {("first_stage.l1", "Val"), ("by_groups.samples.fid", "Train")} <= named
+    assert "0.25" not in card.text()
+
+
 def test_a_reference_is_not_what_was_evaluated(tmp_path: Path) -> None:
     sets = {"samples": {"checkpoint_hash": "other"}, "reference": {"checkpoint_hash": "own"}}
     result = {"metrics": {"fid": 1.5}, "protocol": {}, "sets": sets, **NONE}

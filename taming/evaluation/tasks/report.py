@@ -59,6 +59,8 @@ SAMPLES_OF = {
     "make_samples": "samples_of_data/*/samples",
     "make_scene_samples": "scenes/*/samples",
 }
+VALIDATION = "validation_images"  # the set of real images that stands beside the samples
+OF_VALIDATION = ("first_stage", "transformer")  # groups of metrics that are of these images
 FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
 ROWS = 4  # of these, if there are no classes
@@ -178,15 +180,16 @@ def make_report(
     picture = class_grid(real, samples)
     with atomic_path(outdir / "samples.png") as partial:
         picture.save(partial, format="PNG")
-    evaluated = {"samples": sets.samples, "validation_images": sets.validation}
+    evaluated = {"samples": sets.samples, VALIDATION: sets.validation}
     own = evaluate_by_own_classifier(evaluated, sets.training, real, outdir)
     reference = sets.training.describe()
     if own.metrics:
         metrics[own.name] = own.metrics
+    described = {name: source.describe() for name, source in evaluated.items()}
     return {
         "metrics": metrics,
         "protocol": {own.name: own.protocol} if own.protocol else {},
-        "sets": own.sets or {"samples": sets.samples.describe(), "reference": reference},
+        "sets": own.sets or {**described, "reference": reference},
         "by_class": own.classes,
         "left_out": left_out,
     }
