@@ -303,7 +303,8 @@ class LoadedSource(ImageSource, Dataset[Any]):
             if pixels is None:
                 self.note_damage(index, rest[0])
             else:
-                yield SourceImage(index, torch.from_numpy(pixels), *rest)
+                writable = np.require(pixels, requirements="W")  # as tensors are
+                yield SourceImage(index, torch.from_numpy(writable), *rest)
 
 
 def loaded(
