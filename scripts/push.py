@@ -23,6 +23,7 @@ from taming.errors import UserError, command
 from taming.evaluation.checkpoints import OwnWeights
 from taming.evaluation.model_card import Card, results_of
 from taming.export.publishing import (
+    CARD,
     own_paths,
     prepare,
     published_config,
@@ -74,6 +75,8 @@ def make_card(
     results, others = results_of(run.folder, weights)
     for file in others:
         print(f"left out: {run.folder / file} is of another checkpoint, or of other --weights")
+    if (earlier := run.folder / CARD).exists():  # of a folder that is a repository itself
+        print(f"left out: what {earlier} says, which may be of other weights")
     return Card(
         name,
         config,

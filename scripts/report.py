@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampled = FolderSource(samples)
     say_of_which(sampled, weights, chosen=args.samples is not None, how=script(name))
     config = run_config(run, arguments.base, overrides)
+    OmegaConf.update(config, "data.params.codes", None)  # the images are wanted
     require_data(config)
     with damage_found_later():
         data = instantiate_from_config(config.data, "data", "data module")

@@ -98,9 +98,10 @@ class Parser(argparse.ArgumentParser):
         """All that `--help` shows."""
         return [n for a in self._actions if a.help != argparse.SUPPRESS for n in a.option_strings]
 
-    def choices(self) -> list[str]:
-        """The words that may stand in a place where only some may, such as a subcommand's."""
-        return [word for a in self._actions if not a.option_strings for word in a.choices or ()]
+    def choices(self) -> dict[str, list[str]]:
+        """The words of which one has to stand behind a flag, or in a place of another name."""
+        named = [(n, a.choices) for a in self._actions for n in a.option_strings or [a.dest]]
+        return {name: [*words] for name, words in named if words is not None}
 
     def error(self, message: str) -> NoReturn:
         _, unrecognized, words = message.partition("unrecognized arguments: ")

@@ -3,12 +3,13 @@ the like."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from taming.command_line import parser_of
+from taming.command_line import Parser, parser_of
 
 SHELLS = ("bash", "zsh", "fish")
 CONFIG_FLAGS = ("--base", "-b", "configs --copy")
+MODEL_FLAGS = ("--resume", "-r")
 _ZSH = (  # which completes as bash does, where its own completion has been started
     "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }",
     "autoload -U +X bashcompinit && bashcompinit",
@@ -16,7 +17,10 @@ _ZSH = (  # which completes as bash does, where its own completion has been star
 
 
 def completion_script(
-    shell: str, words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]
+    shell: str,
+    words: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
+    or_paths: Collection[str] = (),
 ) -> str:
     """The text that a shell, one of `SHELLS`, reads at its start.
 
@@ -24,31 +28,61 @@ def completion_script(
         words: of every command, see `words_of`.
         values: names, one or several of which may follow flags, by `"FLAG"` of any command or
             `"COMMAND FLAG"`.
+        or_paths: those of `values` in whose place a file or folder may be named as well.
     """
-    return _fish(words, values) if shell == "fish" else _bash(words, values, zsh=shell == "zsh")
+    if shell == "fish":
+        return _fish(words, values, or_paths)
+    return _bash(words, values, or_paths, zsh=shell == "zsh")
 
 
 def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
     """The flags of a command's parser, and the words among which it has the user choose, such as
     subcommands, with the flags of their parsers; none if it has no parser."""
+    parsers = _parsers_of(main)
+    return sorted({word for p in parsers for word in (*_places(p), *p.flags())})
+
+
+def choices_of(main: Callable[[Sequence[str]], object]) -> dict[str, list[str]]:
+    """The words among which a command's flags have the user choose, by flag."""
+    found = [each for parser in _parsers_of(main) for each in parser.choices().items()]
+    return {flag: words for flag, words in found if flag.startswith("-")}
+
+
+def _parsers_of(main: Callable[[Sequence[str]], object]) -> list[Parser]:
+    """A command's parser and those of its subcommands; none if it has no parser."""
     parser = parser_of(main)
     if parser is None:
         return []
-    choices = parser.choices()
-    below = [parser_of(main, word) for word in choices]
-    return sorted({*choices, *parser.flags(), *(f for p in below if p for f in p.flags())})
+    below = [parser_of(main, word) for word in _places(parser)]
+    return [parser, *(one for one in below if one)]
+
+
+def _places(parser: Parser) -> list[str]:
+    named = parser.choices().items()
+    return [word for name, words in named if not name.startswith("-") for word in words]
 
 
 def _bash(
-    words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]], *, zsh: bool
+    words: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
+    or_paths: Collection[str],
+    *,
+    zsh: bool,
 ) -> str:
     """A function that offers words of the command, or values of the last flag before the cursor.
+
+    Where nothing begins as is typed, the shell offers files; so names that may be paths are offered
+    when their first letter is there.
 
     `--base=name` is one word in zsh, and three in bash.
     """
     cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in words.items()]
+    unless = '; [ -n "$word" ] || words='
     keys = {(f"'{key}'" if " " in key else f"*' {key}'"): key for key in values}
-    after = [f"    {key}) words='{' '.join(values[name])}' ;;" for key, name in keys.items()]
+    after = [
+        f"    {key}) words='{' '.join(values[name])}'{unless * (name in or_paths)} ;;"
+        for key, name in keys.items()
+    ]
     lines = [
         *(_ZSH if zsh else []),
         "_taming() {",
@@ -76,7 +110,11 @@ def _bash(
     return "\n".join(lines)
 
 
-def _fish(words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]) -> str:
+def _fish(
+    words: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
+    or_paths: Collection[str],
+) -> str:
     lines = [
         "function __taming_after",  # whether the last flag before the cursor is one of these
         "    set -l flags (string match -r '^-[^=]*' -- (commandline -opc))",
@@ -94,9 +132,10 @@ def _fish(words: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]
         lines += [f"{seen} -f -a '{' '.join(choices)}'"] if choices else []
         for flag in (word for word in own if word.startswith("-")):
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            found = calls.get(flag) or calls.get(f"{name} {flag}")
-            lines.append(f"{seen} {option}" + (f" -x -a '({found})'" if found else ""))
+            key = flag if flag in calls else f"{name} {flag}"
+            found, only = calls.get(key), "" if key in or_paths else "-f "
+            lines.append(f"{seen} {option}" + (f" -r {only}-a '({found})'" if found else ""))
             if found:  # further ones
                 further = f"{is_it}; and __taming_after {flag}"
-                lines.append(f"complete -c taming -n '{further}' -f -a '({found})'")
+                lines.append(f"complete -c taming -n '{further}' {only}-a '({found})'")
     return "\n".join(lines)

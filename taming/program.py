@@ -21,7 +21,14 @@ from typing import NoReturn
 import taming
 from taming.atomic_files import check_place
 from taming.command_line import Extend, Parser
-from taming.completion_script import CONFIG_FLAGS, SHELLS, completion_script, words_of
+from taming.completion_script import (
+    CONFIG_FLAGS,
+    MODEL_FLAGS,
+    SHELLS,
+    choices_of,
+    completion_script,
+    words_of,
+)
 from taming.errors import UserError, command
 from taming.imports import many_imports
 from taming.published_models import published_models
@@ -179,10 +186,14 @@ def configs(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.list or not args.copy:
         print("\n".join(config_names()))
+    targets = dict[Path, str]()
     for name in args.copy:
         target = args.outdir / find_config(name).name
         if target.exists():
             raise UserError(f"{target} exists; delete it, or give another --outdir")
+        if (other := targets.setdefault(target, name)) != name:
+            raise UserError(f"{other} and {name} would both be {target}; copy one elsewhere")
+    for target, name in targets.items():
         check_place(args.outdir, "give another --outdir")
         args.outdir.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(find_config(name), target)
@@ -197,22 +208,25 @@ def completion(argv: Sequence[str]) -> None:
     )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
-    print(completion_script(shell, words_of_commands(), values_of_flags()))
-
-
-def words_of_commands() -> dict[str, list[str]]:
-    """What may follow every command; imports all scripts, which takes seconds."""
-    words = {name: words_of(globals()[name]) for name in OWN}
-    for name, script in SCRIPTS.items():
-        if name != "demo":  # Streamlit's script runs when it is imported
-            words[name] = words_of(load(shipped("scripts") / f"{script}.py").main)
+    modules = {  # of all scripts, whose imports take seconds
+        name: load(shipped("scripts") / f"{script}.py")
+        for name, script in SCRIPTS.items()
+        if name != "demo"  # Streamlit's script runs when it is imported
+    }
     from taming.demo.arguments import read_page_arguments
 
-    words["download"] = sorted({*words["download"], *published_models()})
-    return {**words, "demo": words_of(read_page_arguments)}
-
-
-def values_of_flags() -> dict[str, list[str]]:
-    """What may follow flags, as `completion_script` takes it."""
-    pictures = load(shipped("scripts") / f"{SCRIPTS['gallery']}.py").PICTURES
-    return {**dict.fromkeys(CONFIG_FLAGS, config_names()), "gallery --only": list(pictures)}
+    mains = {name: globals()[name] for name in OWN}
+    mains |= {name: module.main for name, module in modules.items()} | {"demo": read_page_arguments}
+    words = {name: words_of(main) for name, main in mains.items()}
+    published = sorted(published_models())
+    words["download"] = sorted({*words["download"], *published})
+    # Training goes on with runs alone.
+    of_models = [f"{n} {f}" for n in words for f in MODEL_FLAGS if f in words[n] and n != TRAIN]
+    chosen = {f"{n} {f}": own for n, main in mains.items() for f, own in choices_of(main).items()}
+    values: dict[str, list[str]] = {
+        **dict.fromkeys(CONFIG_FLAGS, config_names()),
+        **chosen,
+        **dict.fromkeys(of_models, published),
+        "gallery --only": list(modules["gallery"].PICTURES),
+    }
+    print(completion_script(shell, words, values, of_models))

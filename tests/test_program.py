@@ -99,6 +99,10 @@ def test_configs_are_listed_copied_and_found_by_name(
     assert Path("own/digits_vqgan.yaml").read_text() == shipped_text
     with pytest.raises(UserError, match="own/vqgan.yaml exists; delete it"):
         run("configs", "--copy", "small/vqgan", "-o", "own")
+    for names in (["digits_vqgan", "nothing"], ["small/class_transformer", "class_transformer"]):
+        with pytest.raises(UserError, match="no config file nothing|would both be two/class_tr"):
+            run("configs", "--copy", *names, "-o", "two")
+    assert not Path("two").exists()
     Path("file").touch()
     for place in ("file", "file/below"):
         with pytest.raises(UserError, match="file is a file, not a folder; give another --out"):
@@ -200,6 +204,12 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "train", "--base", "=", "digits_vq"), "digits_vqgan"),
         (("taming", "train", "--base=digits_vq"), "--base=digits_vqgan"),
         (("taming", "gallery", "--only", "boxes", "cl"), "classes"),
+        (("taming", "preview", "--split", "va"), "validation"),
+        (("taming", "sample", "-r", "cin_"), "cin_transformer"),
+        (("taming", "demo", "--resume", "drin"), "drin_transformer"),
+        (("taming", "sample", "-r", "lo"), ""),  # of logs: the shell's own
+        (("taming", "sample", "-r", "''"), ""),
+        (("taming", "train", "-r", "cin_"), ""),
         (("taming", "gallery", "--seed", "cl"), ""),
         (
             ("taming", "download", "vqgan_imagenet_f16_1"),
@@ -250,6 +260,8 @@ def test_fish_completes(completions: dict[str, str]) -> None:
         ("taming gallery --only boxes cl", ["classes"]),
         ("taming figures li", ["likelihood"]),
         ("taming completion f", ["fish"]),
+        ("taming preview --split va", ["validation"]),
+        ("taming sample -r cin_", ["cin_transformer"]),
     ):
         code = f"{completions['fish']}\ncomplete -C '{typed}'"
         made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True)

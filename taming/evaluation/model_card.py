@@ -39,7 +39,7 @@ class Card:
         name: where the model will be.
         config: the run's, with its section `model`.
         run: the name of its folder, which may say the config.
-        step: the global step of its checkpoint.
+        step: the global step of its checkpoint; 0 for weights that do not say it.
         results: its own by file, see `results_of`.
         license: as the hub calls it, such as "mit".
         tags: beside those of all our models.
@@ -86,7 +86,9 @@ class Card:
         for name, value in _numbers(result):
             task, title = self._task(result, name)
             place = {"task": {"type": task, "name": title}, "dataset": _dataset(result, name)}
-            about = {"type": name, "name": name, "value": value, "args": {"global_step": self.step}}
+            about: dict[str, Any] = {"type": name, "name": name, "value": value}
+            if self.step:
+                about["args"] = {"global_step": self.step}
             entry = next((one for one in found if place.items() <= one.items()), None)
             if entry is None:
                 found.append(entry := {**place, "metrics": []})
@@ -105,7 +107,8 @@ class Card:
         kind = "A transformer over the codes of a VQGAN" if self.is_transformer else "A first stage"
         intro = f"{kind}, trained with [taming](https://arxiv.org/abs/2012.09841) for images"
         parts = [f"---\n{header}---", f"# {self.name.repository.rpartition('/')[2]}"]
-        parts += [f"{intro}; global step {self.step:,}.", "## Use", self._use()]
+        trained = f"; global step {self.step:,}" if self.step else ""
+        parts += [f"{intro}{trained}.", "## Use", self._use()]
         if rows := list(self._rows()):
             parts += ["## Evaluation", markdown_table(rows)]
         config = yaml.safe_dump(dict(self.config), sort_keys=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_a_dry_run_is_what_is_uploaded_and_what_is_loaded(
     assert repository.private
     model, expected = taming.load("hf:me/stage"), taming.load(RUN)
     assert all(torch.equal(t, expected.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_what_was_pushed_is_pushed_again(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its weights nobody knows the step; what its card says is not carried on, which is said."""
+    push.main([str(RUN), "me/stage", "--dry_run", "once"])
+    assert re.search(r"; global step \d", Path("once/README.md").read_text())
+    capsys.readouterr()
+    push.main(["once", "me/again", "--dry_run", "twice"])
+    assert f"left out: what {Path('once/README.md')} says" in capsys.readouterr().out
+    assert "global" not in Path("twice/README.md").read_text()
 
 
 def test_numbers_of_the_average_are_not_those_of_raw_weights(

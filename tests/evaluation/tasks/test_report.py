@@ -115,6 +115,17 @@ def test_all_of_it_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFi
     assert not differences(result, again, 1e-6)
 
 
+def test_a_run_on_cached_codes_is_reported_by_its_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "configs" / "0-project.yaml"
+    config = OmegaConf.load(path)
+    OmegaConf.update(config, "data.params.codes", str(tmp_path / "codes"), force_add=True)
+    OmegaConf.save(config, path)
+    write_samples(run)
+    main(["-r", str(run), "--device", "cpu"])
+    assert read_result(run / "report" / "report.json")["metrics"]["transformer"]["images"] == 30
+
+
 def test_masked_codes_have_no_likelihood(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
