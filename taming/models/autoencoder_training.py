@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
 from taming.errors import UserError
 from taming.lightning_internals import (
+    batches_begun,
     leave_out_of_ddp,
     one_scale,
     without_gradient_sync,
@@ -222,6 +223,11 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         """Whether the gradients that were added up so far are taken for an update."""
         whole = (batch_idx + 1) % self.accumulate_grad_batches == 0
         return whole or self.trainer.is_last_batch
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Before a validation within a window, gradients that were added up so far are kept."""
+        if self.automatic_optimization or self._ends_window(batches_begun(self.trainer) - 1):
+            super().on_validation_model_zero_grad()
 
     def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         """Update the autoencoder by its loss."""

@@ -176,7 +176,8 @@ class Checkpoints(ModelCheckpoint):
             raise Stopped(requests.stop)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if batches_begun(trainer) >= trainer.num_training_batches:
+        # Of a stream, whose length nobody knows, the last batch says that it is the last.
+        if trainer.is_last_batch or batches_begun(trainer) >= trainer.num_training_batches:
             super().on_train_epoch_end(trainer, pl_module)
             if self.save_last:  # also of an epoch that is none of the best
                 self._add_last(trainer)

@@ -54,7 +54,13 @@ class Batches(torch.utils.data.Dataset):
         return {"image": self.batches[index]}
 
 
-def train(model: VQModel, batches: Tensor, folder: Path, **options: Any) -> Recorder:
+def train(
+    model: VQModel,
+    batches: Tensor,
+    folder: Path,
+    validation: Sequence[Tensor] = (),  # none or one
+    **options: Any,
+) -> Recorder:
     recorder = Recorder()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -67,7 +73,8 @@ def train(model: VQModel, batches: Tensor, folder: Path, **options: Any) -> Reco
         callbacks=[recorder],
         **{"max_steps": len(batches), **options},
     )
-    trainer.fit(model, DataLoader(Batches(batches), batch_size=None))
+    loaders = [DataLoader(Batches(each), batch_size=None) for each in (batches, *validation)]
+    trainer.fit(model, *loaders)
     return recorder
 
 
@@ -162,6 +169,21 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         moved = (large[name] - value).abs().mean()
         assert moved > 0.5 * spec["learning_rate"], name
         assert (small[name] - large[name]).abs().mean() < 0.05 * moved, name
+
+
+def test_a_validation_within_an_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """After each batch, of which two are added up."""
+    trained = []
+    for validated in (False, True):
+        torch.manual_seed(0)
+        model, golden, _ = golden_training_model()
+        model.accumulate_grad_batches = 2
+        batches = golden["batches"][:4]
+        validation = [batches[:1]] * validated
+        often = {"val_check_interval": 1, "num_sanity_val_steps": 0}
+        train(model, batches, tmp_path, validation=validation, **(often if validated else {}))
+        trained.append(model.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
 
 def test_an_incomplete_last_accumulation_is_stepped(tmp_path: Path) -> None:

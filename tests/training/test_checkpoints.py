@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
+from torch.utils.data import IterableDataset
 
 from taming.checkpoint import CheckpointWriter, read_checkpoint
 from taming.errors import NonFiniteError, Stopped, UserError
@@ -20,7 +22,7 @@ from taming.training import checkpoints, run_folder
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import main as main_command
 from taming.training.stopping import NOTHING, SAVE_NOW, TERMINATE
-from tests.kit.resuming import moments, run_config
+from tests.kit.resuming import Crops, moments, run_config
 from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
@@ -64,6 +66,28 @@ def test_an_epoch_and_last_share_one_write(monkeypatch: pytest.MonkeyPatch) -> N
     assert written == [["epoch=000000.ckpt", "last.ckpt"], ["epoch=000001.ckpt", "last.ckpt"]]
     assert steps() == {"epoch=000000.ckpt": 6, "epoch=000001.ckpt": 12, "last.ckpt": 12}
     assert os.path.samefile(FOLDER / "epoch=000001.ckpt", FOLDER / "last.ckpt")
+
+
+class CropStream(IterableDataset[Any]):
+    """As `Crops`, one after the other: nobody knows how many there will be."""
+
+    def __init__(self, length: int) -> None:
+        self.crops = Crops(length)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.crops[index] for index in range(len(self.crops)))
+
+
+def test_the_epochs_of_a_stream_have_files() -> None:
+    train("--max_epochs", "2", f"data.params.train.target={__name__}.CropStream")
+    assert steps() == {"epoch=000000.ckpt": 6, "epoch=000001.ckpt": 12, "last.ckpt": 12}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_epoch_that_is_cut_short_has_none(stream: bool) -> None:
+    flags = [f"data.params.train.target={__name__}.CropStream"] * stream
+    train("--max_steps", "8", *flags)
+    assert steps() == {"epoch=000000.ckpt": 6, "last.ckpt": 8}
 
 
 def test_the_best_are_kept_and_others_go() -> None:
