@@ -154,6 +154,12 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
             )
 
     @property
+    def accumulated_batches(self) -> int:
+        """How many batches a step is made of; the Trainer's where Lightning takes the steps."""
+        trainer = self._trainer if self.automatic_optimization else None
+        return self.accumulate_grad_batches if trainer is None else trainer.accumulate_grad_batches
+
+    @property
     def global_step(self) -> int:
         """The number of steps before this one, each of a batch or of `accumulate_grad_batches`,
         also between the updates of both sides."""
@@ -221,7 +227,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
 
     def _ends_window(self, batch_idx: int) -> bool:
         """Whether the gradients that were added up so far are taken for an update."""
-        whole = (batch_idx + 1) % self.accumulate_grad_batches == 0
+        whole = (batch_idx + 1) % self.accumulated_batches == 0
         return whole or self.trainer.is_last_batch
 
     def on_validation_model_zero_grad(self) -> None:
@@ -311,4 +317,4 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         return list(optimizers), [{"scheduler": one, "interval": "step"} for one in schedules]
 
     def _run_length(self) -> RunLength:
-        return run_length(self._trainer, self.accumulate_grad_batches)
+        return run_length(self._trainer, self.accumulated_batches)

@@ -25,7 +25,7 @@ from taming.lightning_internals import (
     requeues_on_slurm,
 )
 from taming.shipped import script
-from taming.training.position import between_steps
+from taming.training.position import between_steps, stop_between_steps
 from taming.training.slurm import queue_again
 from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, requests, signal_of
 from taming.training.strategies import ShardedStrategy
@@ -84,7 +84,7 @@ class Checkpoints(ModelCheckpoint):
         self._saved_step = -1
         self._next_time = float("inf")
         self._last_is_due = self._unannounced = self._failing = False
-        self._training = self._reserved = False
+        self._training = self._reserved = self._is_to_stop = False
 
     @property
     def state_key(self) -> str:
@@ -133,8 +133,11 @@ class Checkpoints(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self._is_to_stop = stop_between_steps(trainer, self._is_to_stop)
+        if not between_steps(trainer):  # a file would have the name of the step before
+            return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not self._training or not between_steps(trainer):
+        if not self._training:
             return
         self._reserve(trainer)
         self._report(trainer)
@@ -185,6 +188,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
+        self._is_to_stop = stop_between_steps(trainer, self._is_to_stop)
         # Gradients of a part of a step's batches are not saved: it is written with the step.
         if between_steps(trainer):
             self._write(trainer)

@@ -40,8 +40,8 @@ KEY = "position"  # in checkpoints
 def accumulated_batches(trainer: pl.Trainer) -> int:
     """How many batches the gradient of a step is added up over."""
     model = trainer.lightning_module
-    if isinstance(model, AutoencoderTraining):  # which steps its optimizers itself
-        return model.accumulate_grad_batches
+    if isinstance(model, AutoencoderTraining):  # which may step its optimizers itself
+        return model.accumulated_batches
     return trainer.accumulate_grad_batches
 
 
@@ -57,6 +57,14 @@ def between_steps(trainer: pl.Trainer) -> bool:
         return False
     place = place_of(trainer)
     return place.complete or place.batches % accumulated_batches(trainer) == 0
+
+
+def stop_between_steps(trainer: pl.Trainer, asked: bool) -> bool:
+    """Have a run that callbacks end, as --max_time does, complete its step of several batches
+    first; whether it has been `asked` to end, and goes on for that."""
+    asked |= trainer.should_stop
+    trainer.should_stop = asked and between_steps(trainer)
+    return asked and not trainer.should_stop
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def batches(count: int = 2) -> DataLoader[Any]:
     return loader({"image": IMAGES}, count)
 
 
-def train(model: VQModel, folder: Path, count: int = 2) -> dict[str, Tensor]:
-    """The weights after some batches."""
+def train(model: VQModel, folder: Path, count: int = 2, **options: Any) -> dict[str, Tensor]:
+    """The weights after some batches; `options` are the Trainer's."""
     model.learning_rate = 1e-3
-    tiny_trainer(folder, max_epochs=1).fit(model, batches(count))
+    tiny_trainer(folder, **{"max_epochs": 1, **options}).fit(model, batches(count))
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 

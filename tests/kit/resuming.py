@@ -177,7 +177,8 @@ class Moments(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.batch = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        batches = int(min(trainer.num_training_batches, BATCHES))  # of a stream, infinity
+        self.batch = trainer.current_epoch * batches + batch_idx + 1
         with Path(trainer.default_root_dir, f"seen_{trainer.global_rank}.txt").open("a") as file:
             file.write(f"{trainer.current_epoch} {' '.join(batch['file_path_'])}\n")
         self._reached("on_train_batch_start", trainer)
@@ -190,6 +191,9 @@ class Moments(pl.Callback):
     def _act(self, action: str, trainer: pl.Trainer) -> None:
         if action == "raise":
             raise RuntimeError("as the test wanted")
+        if action == "end":  # as --max_time and EarlyStopping do
+            trainer.should_stop = True
+            return
         if action.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[action])
             return

@@ -143,6 +143,16 @@ def test_validation_within_a_steps_batches_saves_with_the_step(
     assert places == [4, 6]
 
 
+def test_files_of_steps_are_of_their_step_when_a_run_goes_on() -> None:
+    each = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    flags = ("--accumulate_grad_batches", "2", "--max_steps")
+    train(*flags, "2", case="gumbel", **each)
+    main(["-r", str(RUN), "-t", "--no-test", *flags, "4"])
+    found = steps()
+    assert found.pop("last.ckpt") == 4
+    assert found == {f"step={number}.ckpt": number for number in range(1, 5)}
+
+
 def test_without_a_monitor_the_newest_epoch_is_kept() -> None:
     train(case="gumbel")
     assert steps() == {"epoch=000002.ckpt": 18, "last.ckpt": 18}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from taming.run_length import RunLength
 from taming.training.callbacks import ImageLogger, SetupCallback
 from taming.training.cli import main as main_command
 from taming.training.effect import TrainsSomething
@@ -101,6 +102,20 @@ def test_automatic_optimization_trains_as_manual(tmp_path: Path) -> None:
     for cls in (OneLoss, WithDefault, Required):
         torch.testing.assert_close(first_layer(cls, tmp_path), expected)
     assert torch.equal(first_layer(TwoOptimizers, tmp_path), ours)
+
+
+def test_steps_that_lightning_takes_are_of_as_many_batches_as_it_adds_up(tmp_path: Path) -> None:
+    """Averages follow updates, and shares are of steps."""
+
+    class Own(OneLoss):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
+            lengths.append(self._run_length())
+            return distance(self, batch)
+
+    lengths: list[RunLength] = []
+    model = made(Own, use_ema=True)
+    train(model, tmp_path, accumulate_grad_batches=2, max_epochs=3)
+    assert lengths[0].steps == 3 and int(model.model_ema.num_updates) == 3
 
 
 def test_pictures_are_asked_for_as_the_signature_says() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from taming.atomic_files import sole_user
@@ -107,6 +108,37 @@ def test_a_signal_stops_between_steps(
     assert f"-r {RUN} -t" in stopped.value.message
     assert step(Path(RUN)) == steps
     assert differences(uninterrupted, go_on(monkeypatch)) == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "moment", "steps"),
+    [
+        ("transformer", ("on_train_batch_end", 7, "end"), 3),
+        ("transformer", ("on_train_batch_end", 5, "end"), 2),  # of an epoch's last batches
+        pytest.param("ema", ("on_train_batch_end", 8, "end"), 3, marks=pytest.mark.slow),
+    ],
+    indirect=["whole"],
+    ids=str,
+)
+def test_a_run_that_is_ended_completes_its_step(
+    whole: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: Moment,
+    steps: int,
+) -> None:
+    case, uninterrupted = whole
+    monkeypatch.setenv(*next(iter(moments(moment).items())))
+    train(tmp_path, case)
+    assert step(Path(RUN)) == steps
+    # As Lightning has it, the end of training is validated and tested, wherever it is.
+    expected, found = (
+        read_checkpoint(run / "checkpoints" / "last.ckpt")
+        for run in (uninterrupted, go_on(monkeypatch))
+    )
+    assert found["global_step"] == expected["global_step"]
+    state = found["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in expected["state_dict"].items())
 
 
 def test_a_run_whose_time_is_over_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
