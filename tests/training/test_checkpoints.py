@@ -283,6 +283,7 @@ def test_what_cannot_be_saved_at_a_signal_is_said(
     """And at the end of training, where it is tried no further."""
     callback, calls = Checkpoints(dirpath=tmp_path), list[str]()
     trainer: Any = SimpleNamespace(max_steps=-1, global_step=3, is_global_zero=False)
+    trainer.should_stop = False
     monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
     monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
     monkeypatch.setattr(checkpoints, "has_checkpoints_of_one_file", lambda _: True)
@@ -321,6 +322,7 @@ def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
 ) -> None:
     callback = Checkpoints(dirpath=tmp_path)
     trainer: Any = SimpleNamespace(max_steps=3, global_step=step, is_global_zero=False)
+    trainer.should_stop = False
     monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
     monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
     monkeypatch.setattr(checkpoints.requests, "agreed", lambda _: wanted)
