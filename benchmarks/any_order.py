@@ -1,7 +1,7 @@
 """What reading in any order costs and gives on the demo's digits, over seeds.
 
     python benchmarks/any_order.py --seeds 23
-    python benchmarks/any_order.py --folder runs --steps 3000
+    python benchmarks/any_order.py --seeds 0,23 --steps 3000 --only nats inpainting
 
 Trains configs/digits_vqgan.yaml, and on its codes transformers of the same size: by rows
 (digits_transformer.yaml), in random orders (digits_any_order_transformer.yaml), annealed
@@ -19,8 +19,8 @@ as many as the others. Then it measures
   quarter's codes cost the annealed one in nats; and the quarter by rows without the class.
 
 Runs stay in --folder, and go on there when the command is repeated; numbers go to
-results/any_order-cpu.json after each seed, beside those of other seeds and steps; an entry that
-lacks some gets these alone.
+results/any_order-cpu.json after each part, beside those of other seeds and steps; an entry that
+lacks some gets these alone. With `--only` a few parts, only what they need is trained.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from taming.atomic_files import write_text
 from taming.command_line import Parser, add_flags, flag, from_flags, parse_numbers
 from taming.data.digits import DigitsTrain, DigitsValidation
 from taming.devices import processor_name
-from taming.errors import command
+from taming.errors import UserError, command
 from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.metrics.small_classifier import SmallClassifier, train_small_classifier
 from taming.models.cond_transformer import Net2NetTransformer
@@ -83,6 +83,7 @@ class Options:
     steps: int = flag(1500, "of the transformers; by rows it is 600 as well, as in the demo")
     per_class: int = flag(100, "samples of each class", "-n")
     folder: Path = flag(Path("any_order_runs"), "of the runs")
+    only: tuple[str, ...] = flag((), "these parts (default: all)", nargs="+", metavar="PART")
 
 
 def train(folder: Path, name: str, config: str, arguments: Sequence[str]) -> Path:
@@ -91,17 +92,21 @@ def train(folder: Path, name: str, config: str, arguments: Sequence[str]) -> Pat
     return train_apart(name, folder / "logs", start, arguments, folder)
 
 
-def models_of(folder: Path, seed: int, steps: int) -> dict[str, Net2NetTransformer]:
-    """All transformers of a seed, trained."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder, seeded = folder.resolve(), ["--seed", str(seed)]
-    first = train(folder, f"vqgan_{seed}", "digits_vqgan", seeded)
-    models = {}
-    for name, (config, *overrides) in MODELS.items():
-        length = 600 if name.startswith("raster") else steps
+class Models(dict[str, Net2NetTransformer]):
+    """The transformers of a seed by name, each trained when it is asked for."""
+
+    def __init__(self, folder: Path, seed: int, steps: int) -> None:
+        super().__init__()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.seed, self.steps = folder.resolve(), seed, steps
+
+    def __missing__(self, name: str) -> Net2NetTransformer:
+        seeded, (config, *overrides) = ["--seed", str(self.seed)], MODELS[name]
+        first = train(self.folder, f"vqgan_{self.seed}", "digits_vqgan", seeded)
+        length = 600 if name.startswith("raster") else self.steps
         run = train(
-            folder,
-            f"{name.replace(', ', '_').replace(' ', '_')}_{length}_{seed}",
+            self.folder,
+            f"{name.replace(', ', '_').replace(' ', '_')}_{length}_{self.seed}",
             config,
             [
                 *seeded,
@@ -111,8 +116,8 @@ def models_of(folder: Path, seed: int, steps: int) -> dict[str, Net2NetTransform
                 *overrides,
             ],
         )
-        models[name] = load_transformer(str(run), (), torch.device("cpu"))[0]
-    return models
+        self[name] = load_transformer(str(run), (), torch.device("cpu"))[0]
+        return self[name]
 
 
 def nats(model: Net2NetTransformer) -> float:
@@ -176,7 +181,9 @@ def inpainted_right(
     return statistics.mean(shares), statistics.stdev(shares)
 
 
-def inpainting(models: Mapping[str, Net2NetTransformer], net: SmallClassifier) -> dict[str, float]:
+def inpainting(
+    models: Mapping[str, Net2NetTransformer], net: SmallClassifier, per_class: int
+) -> dict[str, float]:
     """Of models without the class, by what they are called in the results."""
     names = {
         "raster": "by rows",
@@ -192,7 +199,16 @@ def inpainting(models: Mapping[str, Net2NetTransformer], net: SmallClassifier) -
     return numbers
 
 
-def numbers_of(
+def nats_by_rows(
+    models: Mapping[str, Net2NetTransformer], net: SmallClassifier, per_class: int
+) -> dict[str, float]:
+    return {
+        "nats per token, by rows": nats(models["raster"]),
+        "nats per token by rows, of random orders": nats(models["random"]),
+    }
+
+
+def samples_of(
     models: Mapping[str, Net2NetTransformer], net: SmallClassifier, per_class: int
 ) -> dict[str, float]:
     images, labels = _of(DigitsValidation())
@@ -201,9 +217,7 @@ def numbers_of(
         decoded = raster.decode_indices(raster.encode_to_indices(images))
     eight = SampleSettings(top_p=0.95, steps=8)
     return {
-        "nats per token, by rows": nats(models["raster"]),
         "nats per token, by rows, as many steps": nats(models["long raster"]),
-        "nats per token by rows, of random orders": nats(models["random"]),
         "nats per token by rows, annealed": nats(models["annealed"]),
         "samples right, by rows": samples_right(models["raster"], net, SAMPLING, per_class),
         "samples right, random orders, 16 codes": samples_right(
@@ -213,7 +227,6 @@ def numbers_of(
             models["random"], net, eight, per_class
         ),
         "samples right, masked, 8 steps": samples_right(models["masked"], net, eight, per_class),
-        **inpainting(models, net),
         "reconstructions right": named_right(net, decoded, labels),
     }
 
@@ -276,11 +289,29 @@ def key_of(entry: dict[str, Any]) -> tuple[str, int, int]:
     return entry["torch"], entry["seed"], entry["steps"]
 
 
-# What an entry has, each with one of its numbers.
+# What an entry has by name, each with one of its numbers.
 PARTS = {
-    numbers_of: "reconstructions right",
-    forgotten: f"annealed, nats per hidden code, {IN_PLACE}",
+    "nats": (nats_by_rows, "nats per token, by rows"),
+    "inpainting": (inpainting, "inpainted right, random orders"),
+    "samples": (samples_of, "reconstructions right"),
+    "forgotten": (forgotten, f"annealed, nats per hidden code, {IN_PLACE}"),
 }
+
+
+def add_numbers(place: dict[str, Any], numbers: Mapping[str, float], per_class: int) -> None:
+    """To the entry of a place in the results."""
+    kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
+    before = next((one for one in kept if key_of(one) == key_of(place)), {})
+    entry = {**place, "samples": 10 * per_class, **before, **numbers}
+    kept = sorted([*(one for one in kept if one is not before), entry], key=key_of)
+    write_text(PATH, json.dumps(kept, indent=2) + "\n")
+
+
+def lacking(place: dict[str, Any], only: Sequence[str]) -> list[Any]:
+    """The parts that the entry of a place has not yet."""
+    kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
+    before = next((one for one in kept if key_of(one) == key_of(place)), {})
+    return [PARTS[name][0] for name in only or PARTS if PARTS[name][1] not in before]
 
 
 @command
@@ -288,22 +319,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
+    if unknown := set(options.only) - PARTS.keys():
+        raise UserError(f"there is no part {min(unknown)}; there are {', '.join(PARTS)}")
     for seed in options.seeds:
         place = {"torch": torch.__version__, "seed": seed, "steps": options.steps}
         place |= {"processor": processor_name(), "threads": torch.get_num_threads()}
-        kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
-        before = next((one for one in kept if key_of(one) == key_of(place)), {})
-        lacking = [part for part, mark in PARTS.items() if mark not in before]
-        if not lacking:
-            continue
-        models, net = models_of(options.folder, seed, options.steps), classifier()
-        numbers = dict[str, float]()
-        for part in lacking:
-            numbers |= part(models, net, options.per_class)
-        print("\n".join(f"{name}: {value:.4g}" for name, value in numbers.items()), flush=True)
-        entry = {**place, "samples": 10 * options.per_class, **before, **numbers}
-        kept = sorted([*(one for one in kept if one is not before), entry], key=key_of)
-        write_text(PATH, json.dumps(kept, indent=2) + "\n")
+        models, net = Models(options.folder, seed, options.steps), None
+        for part in lacking(place, options.only):
+            net = net or classifier()
+            numbers = part(models, net, options.per_class)
+            print("\n".join(f"{name}: {value:.4g}" for name, value in numbers.items()), flush=True)
+            add_numbers(place, numbers, options.per_class)
 
 
 if __name__ == "__main__":
