@@ -109,11 +109,12 @@ def choose_beginning(
 def condition_pictures(
     key: str,
     run_arguments: RunArguments,
+    version: int,
     _model: Net2NetTransformer,
     _dataset: SeededDataset | None,
     _inputs: SampleInputs,
 ) -> dict[str, Image.Image]:
-    """What the condition looks like, by name; `key` and `run_arguments` tell calls apart."""
+    """What the condition looks like, by name; the first three tell calls apart."""
     images = condition_images(_model, _inputs, _dataset)
     return {name: enlarged(to_pillow(image)) for name, image in images.items()}
 
@@ -131,7 +132,9 @@ def pictures_of(
             name = "what is kept of the image"
         shown[name] = enlarged(to_pillow(x))
     key = inputs.condition_hash
-    return shown | condition_pictures(key, run_arguments, model, loaded.dataset, inputs)
+    return shown | condition_pictures(
+        *(key, run_arguments, loaded.version), _model=model, _dataset=loaded.dataset, _inputs=inputs
+    )
 
 
 def show_pictures(pictures: dict[str, Image.Image]) -> None:

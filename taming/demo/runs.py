@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +24,19 @@ from taming.shipped import run_script, script
 from taming.user_files import read_text
 
 LOGS = Path("logs")
+SHOWN = "shown run"  # in Streamlit's state
 
 
 class Loaded(NamedTuple):
-    """A model, its data (or None), its classes' names by number, and what to say of them."""
+    """A model, its data (or None), its classes' names by number, and what to say of them; `version`
+    is that of `version_of`."""
 
     model: Net2NetTransformer
     dataset: SeededDataset | None
     names: dict[int, str]
     text: str
     problem: str = ""  # why data that were to be there cannot be used
+    version: int = 0
 
 
 def found_runs(given: Sequence[str]) -> list[str]:
@@ -61,14 +65,28 @@ def has_transformer(run: Path) -> bool:
 
 
 def choose_run(choices: Choices, given: Sequence[str]) -> str:
-    """One of `found_runs`; there is nothing to choose if it is the only one."""
+    """One of `found_runs`; there is nothing to choose if it is the only one.
+
+    Where the one that was chosen is not there any more, that is said, and what was pressed is not
+    done with another.
+    """
     runs = found_runs(given)
+    shown = st.session_state.get(SHOWN)
+    if shown is not None and shown not in runs:
+        name = Path(shown).name
+        choices.problems.append(f"the run {name} is not there any more; choose another")
+        del st.session_state[SHOWN]
+        st.session_state.pop("run", None)
+        st.rerun()
 
     def text_of(run: str) -> str:
         return name_of(run, runs)
 
     if len(runs) > 1:
-        return choices.choice("Run", "run", runs, text_of=text_of, format_func=text_of)
+        run = choices.choice("Run", "run", runs, text_of=text_of, format_func=text_of)
+        st.session_state[SHOWN] = run
+        return run
+    st.session_state[SHOWN] = runs[0]
     only = text_of(runs[0])
     choices.begin("run", "only run", runs[0], lambda text: _only(text, only), keep=False)
     choices.values["run"] = only
@@ -81,9 +99,34 @@ def _only(text: str, name: str) -> str:
     return text
 
 
-@st.cache_resource(show_spinner="Loading the model", max_entries=2)
+def version_of(run: str) -> int:
+    """When the newest file of a run's weights was written, in nanoseconds; 0 if none is here."""
+    path, times = located(run), [0]
+    patterns = ("checkpoints/*", "*.ckpt", "*.safetensors")
+    for file in [path, *(file for pattern in patterns for file in path.glob(pattern))]:
+        with suppress(OSError):
+            times.append(file.stat().st_mtime_ns if file.is_file() else 0)
+    return max(times)
+
+
 def load(run_arguments: RunArguments, data: DataArguments) -> Loaded:
-    """The model and its data."""
+    """The model and its data, as they were when the page first showed the run: what is drawn in it
+    is of the same weights. A page that is opened anew has the newest."""
+    run = run_arguments.resume
+    versions: dict[str, int] = st.session_state.setdefault("versions", {})
+    version = versions.setdefault(run, version_of(run))
+    loaded = _load(run_arguments, data, version)
+    if version_of(run) <= version:
+        return loaded
+    return loaded._replace(text=f"{loaded.text}; a newer checkpoint is there: reload the page")
+
+
+@st.cache_resource(show_spinner="Loading the model", max_entries=2)
+def _load(run_arguments: RunArguments, data: DataArguments, version: int) -> Loaded:
+    return _read(run_arguments, data)._replace(version=version)
+
+
+def _read(run_arguments: RunArguments, data: DataArguments) -> Loaded:
     model, run, step, _ = data.load(run_arguments)
     text = f"{run.folder.name}, step {step}, on {model.device}"
     try:

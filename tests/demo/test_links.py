@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import torch
 from PIL import Image
 
 from taming.demo import history
@@ -30,6 +32,45 @@ def page_of(monkeypatch: pytest.MonkeyPatch, link: str = "") -> Any:
     if not run.exists():
         tiny_run(run, GUIDED)
     return app(monkeypatch, run, "-b", str(write_data(Path("data.yaml"))), link=link)
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_what_is_pressed_is_not_drawn_from_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the chosen one is gone, that is said; the next press is of the one that is shown."""
+    for name in ("one", "two"):
+        tiny_run(Path("logs", name), GUIDED)
+    calls = note_calls(monkeypatch)
+    page = app(monkeypatch, None, link="run=one")
+    sampled(page)
+    Path("logs/one").rename("elsewhere")
+    page.button(key="sample").click().run()
+    assert len(calls) == 1 and not page.exception
+    assert [w.value for w in page.warning] == ["the run one is not there any more; choose another"]
+    assert linked(page)["run"] == "two"
+    sampled(page)
+    assert len(calls) == 2 and not page.warning
+
+
+def test_a_page_that_is_opened_anew_has_the_newest_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tiny_run(Path("run"), GUIDED)
+    page = app(monkeypatch, run)
+    assert page.caption[0].value.startswith("run, step 7, on cpu")
+    [checkpoint] = Path("run/checkpoints").iterdir()
+    written = checkpoint.stat().st_mtime_ns
+    content = torch.load(checkpoint, weights_only=False)
+    torch.save({**content, "global_step": 99}, checkpoint)
+    os.utime(checkpoint, ns=(0, written + 10**9))
+    page.run()
+    [text] = [caption.value for caption in page.caption if "step" in caption.value]
+    assert "step 7, on cpu" in text and text.endswith(
+        "a newer checkpoint is there: reload the page"
+    )
+    text = app(monkeypatch, run).caption[0].value
+    assert text.startswith("run, step 99, on cpu") and "newer" not in text
 
 
 # ---------------------------------------------------------------------- links
