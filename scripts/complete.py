@@ -158,8 +158,11 @@ def say_if_changed(placed: Placed) -> None:
         print(f"cut off, as they fill no token: {cut}")
 
 
-def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Path) -> None:
+def write_inputs(
+    model: Net2NetTransformer, photo: Photo, known: Tensor, pad: str, root: Path
+) -> None:
     """Write the image, and what is kept of it where it is in the samples."""
+    picture, factor = model.as_pictures(photo.picture), pixels_per_token(model)
     left, top, right, bottom = (side * factor for side in parse_pad(pad, factor))
     whole = F.pad(picture, (left, right, top, bottom))[0]  # (C, H, W)
     kept = (known >= 0).repeat_interleave(factor, 0).repeat_interleave(factor, 1)  # (H, W)
@@ -198,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         announce_size(model, shape, count, sampled)  # before anything of that size is computed
         known = known_indices(model, photo.picture, kept, pad)
         request = request_for_condition(model, c, 0, shape, known)
-        write_inputs(photo.picture, known, own.pad, factor, root)
+        write_inputs(model, photo, known, own.pad, root)
         first = [request] * min(count, batch_size)
         announce_time(model, first, sampling.settings, batch_size, shape, count=count)
         with TokenBar(count, sampled) as bar:

@@ -36,7 +36,7 @@ from taming.evaluation.figures.arguments import (
 from taming.evaluation.figures.commands import draw_cost, draw_sizes
 from taming.evaluation.figures.loss_curves import LossCurve, compared, loss_rows, plot_losses
 from taming.evaluation.figures.neighbor_command import draw_neighbors
-from taming.evaluation.figures.samples import first_requests, order_name, order_picture
+from taming.evaluation.figures.samples import first_requests, order_picture
 from taming.evaluation.metrics.likelihood import LikelihoodScores
 from taming.evaluation.tasks.likelihood import LikelihoodArguments, MeasuredLikelihood, measure_run
 from taming.figures import require_matplotlib
@@ -183,7 +183,7 @@ class OrdersFigure:
         requests = first_requests(model, self.samples, self.label)
         images = self.sampling.drawing().images(model, requests)
         cells: list[Cell] = [order_picture(model, self.sampling.seed), None, *images]
-        return order_name(model), cells, described_run(run, step)
+        return model.order_name, cells, described_run(run, step)
 
 
 def draw_orders(argv: Sequence[str]) -> None:

@@ -55,8 +55,8 @@ def write_inputs(model: Net2NetTransformer, inputs: SampleInputs, root: Path) ->
     assert inputs.x is not None
     x, name = inputs.x.to(model.device), f"{inputs.number:06}.png"
     quant, indices = model.encode_to_z(x)
-    save_png(x[0], root / "originals" / name)
-    save_png(model.decode_to_img(indices, quant.shape)[0], root / "reconstructions" / name)
+    save_png(model.as_pictures(x)[0], root / "originals" / name)
+    save_png(model.decode_to_picture(indices, quant.shape)[0], root / "reconstructions" / name)
     if inputs.c is not None:
         c, size = inputs.c.to(model.device), (x.shape[2], x.shape[3])
         pictures = model.condition_images(c, model.encode_to_c(c)[0], size)

@@ -120,8 +120,8 @@ def write_image(model: Net2NetTransformer, image: Tensor | None, name: str, root
         return
     x = model.get_input("image", {"image": image}).to(model.device)
     quant, indices = model.encode_to_z(x)
-    save_png(x[0], root / "originals" / name)
-    save_png(model.decode_to_img(indices, quant.shape)[0], root / "reconstructions" / name)
+    save_png(model.as_pictures(x)[0], root / "originals" / name)
+    save_png(model.decode_to_picture(indices, quant.shape)[0], root / "reconstructions" / name)
 
 
 @command

@@ -29,9 +29,9 @@ from taming.data.checks import damage_found_later
 from taming.errors import UserError, absence, command, end_with_damaged
 from taming.evaluation.checkpoints import HASH, OwnWeights, describe_checkpoint
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import ImageSource
+from taming.evaluation.sources.prepared import pictures_of_data
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
 from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer
@@ -82,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         data.setup()
     outdir = Path(arguments.outdir or run.folder / "report")
     configs: list[str | Path] = [*run.configs, *arguments.base]
+    stage, key = model.first_stage_model, model.first_stage_key
     training, validation = (
-        DatasetSource(configs, split, model.first_stage_key, overrides, data.num_workers)
+        pictures_of_data(stage, configs, split, key, overrides, data.num_workers)
         for split in ("train", "validation")
     )
     sets = ReportSets(sampled, training, validation)
@@ -162,7 +163,12 @@ def write(
 
 def print_report(report: dict[str, Any]) -> None:
     stage, samples = report["first_stage"], report["samples"]
-    print(f"reconstruction error  L1 {stage['l1']:.4f} (images in [-1, 1]), {stage['psnr']:.1f} dB")
+    error = (
+        f"error  L1 {stage['l1']:.4f} (images in [-1, 1]), {stage['psnr']:.1f} dB"
+        if ("l1" in stage)
+        else f"of labels  {stage['pixel_accuracy']:.1%} of the pixels have theirs"
+    )
+    print(f"reconstruction {error}")
     print(
         f"codebook usage        {stage['codebook_usage']:.1%}, "
         f"perplexity {stage['codebook_perplexity']:.1f}"

@@ -125,7 +125,7 @@ def pictures_of(
     """The image and the condition by name, as far as there are any."""
     model, shown = loaded.model, {}
     if inputs.x is not None:
-        name, x = "image", inputs.x[0]
+        name, x = "image", model.as_pictures(inputs.x)[0]
         if kept is not None:
             factor = pixels_per_token(model)
             x = x.where(kept.repeat_interleave(factor, 0).repeat_interleave(factor, 1), 0.0)

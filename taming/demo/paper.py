@@ -123,7 +123,7 @@ def paint_labels(
         "choices": "Labels",
         "help": f"A map of labels, {size[1]} x {size[0]} pixels: {STROKES}",
         "label": min(1, count - 1),
-        "background": _picture_of(begin, size),
+        "background": _picture_of(model, begin, size),
     }
     return paint("labels canvas", first, labels_of(names), **options) or as_png(first)
 
@@ -143,7 +143,7 @@ def paint_picture(
         "choices": "Colors",
         "help": f"A picture, {size[1]} x {size[0]} pixels: {STROKES}",
         "label": 1,
-        "background": _picture_of(begin, size),
+        "background": _picture_of(model, begin, size),
     }
     first = np.zeros(size, np.int32)
     painted = paint("picture canvas", first, labels, **options)
@@ -154,13 +154,13 @@ def paint_picture(
     return as_png(table[numbers])
 
 
-def _picture_of(begin: SampleInputs | None, size: tuple[int, int]) -> Image.Image | None:
+def _picture_of(
+    model: Net2NetTransformer, begin: SampleInputs | None, size: tuple[int, int]
+) -> Image.Image | None:
     """The example's image, to be traced."""
     if begin is None or begin.x is None:
         return None
-    pixels = to_uint8(begin.x[0]).permute(1, 2, 0).numpy()
-    if pixels.shape[2] not in (1, 3):
-        return None
+    pixels = to_uint8(model.as_pictures(begin.x)[0]).permute(1, 2, 0).numpy()
     return Image.fromarray(resize_and_crop(pixels, size).squeeze())
 
 

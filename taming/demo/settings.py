@@ -71,8 +71,7 @@ def choose_kept(
     """What is kept of the image, in words, and which tokens those are: bool (h, w)."""
     if inputs.x is None:
         return None, None
-    paints = [MASK] if inputs.x.shape[1] in (1, 3) else []
-    keep = choices.choice("Keep of the image", "keep", [NOTHING, *HALVES, BOX, *paints])
+    keep = choices.choice("Keep of the image", "keep", [NOTHING, *HALVES, BOX, MASK])
     height, width = inputs.x.shape[2:]
     if keep == NOTHING:
         return None, None
@@ -88,7 +87,7 @@ def choose_kept(
 def _paint_kept(model: Net2NetTransformer, x: Tensor) -> tuple[str | None, Tensor | None]:
     cell = pixels_per_token(model)
     st.markdown("**Paint over what is to be drawn again; the rest is kept.**")
-    marked: np.ndarray | None = paint_mask("mask canvas", to_pillow(x[0]), cell)
+    marked: np.ndarray | None = paint_mask("mask canvas", to_pillow(model.as_pictures(x)[0]), cell)
     if marked is None:
         st.caption("Nothing is painted yet, so that all of the image would be drawn.")
         return None, None

@@ -18,10 +18,9 @@ from taming.models.codes import (
     CACHED_CONDITION,
     CodesInterface,
     as_grid,
+    as_pictures,
     channels_first,
     entry_of,
-    in_colors,
-    to_one_hot,
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
 from taming.models.reading_order import ReadingOrder
@@ -166,6 +165,14 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         quant = self.first_stage_model.quantize.get_codebook_entry(index.reshape(-1), shape)
         return self.first_stage_model.decode(quant)
 
+    def as_pictures(self, x: Tensor) -> Tensor:
+        """Images of the first stage -> [B, 1 or 3, H, W]; segmentations in their labels' colors."""
+        return as_pictures(self.first_stage_model, x)
+
+    def decode_to_picture(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
+        """`decode_to_img`, as pictures to look at."""
+        return self.as_pictures(self.decode_to_img(index, zshape))
+
     def encode_to_indices(self, x: Tensor) -> Tensor:
         return self.first_stage_model.encode_to_indices(x)
 
@@ -248,11 +255,10 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         max_images: int = 4,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """Images of a batch, [B, C, H, W] by name.
+        """Pictures of a batch, [B, 1 or 3, H, W] by name, of labels in their colors.
 
         `inputs`, `reconstructions`, those of `condition_images`, and `samples_half` (lower half
-        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax). None is the
-        default of `temperature` and `top_k`.
+        sampled), `samples_nopix` (all of it), `samples_det` (argmax).
         """
         if CACHED in batch:
             images, z_indices, c_indices, z_shape = self._decoded(batch, max_images)
@@ -261,7 +267,8 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             quant_z, z_indices = self.encode_to_z(x)
             quant_c, c_indices = self.encode_to_c(c)
             z_shape = quant_z.shape
-            images = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, z_shape)}
+            images = {"inputs": self.as_pictures(x)}
+            images["reconstructions"] = self.decode_to_picture(z_indices, z_shape)
             images |= self.condition_images(c, quant_c, (x.shape[2], x.shape[3]))
         half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
         for name, start, random in (
@@ -278,7 +285,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
                 sample=random,
                 top_k=100 if top_k is None else top_k,
             )
-            images[name] = self.decode_to_img(indices, z_shape)
+            images[name] = self.decode_to_picture(indices, z_shape)
         return images
 
     def _decoded(
@@ -291,14 +298,13 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         z_indices, c_indices = self.cached_indices(batch)
         grid = batch[CACHED].shape  # (B, h, w)
         z_shape = (grid[0], self.first_stage_model.quantize.e_dim, *grid[1:])
-        reconstructions = self.decode_to_img(z_indices, z_shape)
-        images = {"reconstructions": reconstructions}
+        images = {"reconstructions": self.decode_to_picture(z_indices, z_shape)}
         tokens, stage = batch.get(CACHED_CONDITION), self.cond_stage_model
         if self.condition_kind == "class":
-            height, width = reconstructions.shape[2:]
-            images |= self.condition_images(c_indices[:, 0], reconstructions, (height, width))
+            _, _, height, width = (copies := images["reconstructions"]).shape
+            images |= self.condition_images(c_indices[:, 0], copies, (height, width))
         elif tokens is not None and tokens.dim() == 3 and isinstance(stage, CodesInterface):
-            images["conditioning_rec"] = self._as_rgb(stage.decode_indices(tokens))
+            images["conditioning_rec"] = as_pictures(stage, stage.decode_indices(tokens))
         return images, z_indices, c_indices, z_shape
 
     def condition_images(
@@ -307,8 +313,8 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         """`conditioning` and, if the stage decodes, `conditioning_rec`: [B, 1 or 3, H, W].
 
         Args:
-            c: what the data gave: labels [B] are written out, images [B, C, H, W] are shown (with
-                a random color per channel beyond three); token lists [B, n] have no image here.
+            c: what the data gave: labels [B] are written out, images [B, C, H, W] are shown
+                (labels in their colors); token lists [B, n] have no image here.
             quant: its codes, from `encode_to_c`.
             size: (height, width) of written labels.
         """
@@ -321,10 +327,4 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         images, stage = {"conditioning": c}, self.cond_stage_model
         if self.condition_kind in ("image", "coordinates") and isinstance(stage, DecodingStage):
             images["conditioning_rec"] = stage.decode(quant)
-        return {name: self._as_rgb(image) for name, image in images.items()}
-
-    def _as_rgb(self, x: Tensor) -> Tensor:
-        if x.shape[1] in (1, 3):
-            return x
-        stage, labels = self.cond_stage_model, to_one_hot(x)
-        return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)
+        return {name: as_pictures(stage, image) for name, image in images.items()}

@@ -181,17 +181,21 @@ class CodesInterface(StartsFromFile):
 
     @property
     def reads_labels(self) -> bool:
-        return self.channels not in (1, 3) or "colorize" in self._buffers
+        return self.channels not in (1, 3) or self._has_colors_for(self.channels)
 
     def latent_shape(self) -> tuple[int, int, int]:
         _, _, height, width = self._of_decoder("z_shape")
         return self.quantize.e_dim, height, width
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """Images [B, 1 or 3, H, W] unchanged; other channels mixed by `in_colors`."""
-        if x.shape[1] in (1, 3):
+        """Images [B, 1 or 3, H, W] unchanged; labels and other channels mixed by `in_colors`."""
+        if x.shape[1] in (1, 3) and not self._has_colors_for(x.shape[1]):
             return x
         return in_colors(x, self._buffers.get("colorize"))
+
+    def _has_colors_for(self, channels: int) -> bool:
+        colors = self._buffers.get("colorize")  # [3, n_labels, 1, 1]
+        return colors is not None and colors.shape[1] == channels
 
 
 def codes_of(stage: FirstStage, x: Tensor) -> Tensor:
@@ -203,6 +207,30 @@ def codes_of(stage: FirstStage, x: Tensor) -> Tensor:
 def to_one_hot(logits: Tensor) -> Tensor:
     """1 in the largest of the channels [B, C, H, W] at each position, 0 in the others."""
     return F.one_hot(logits.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2).to(logits)
+
+
+def each_label(count: int) -> Tensor:
+    """Every label once, one-hot: [1, count, 1, count]."""
+    return torch.eye(count)[None, :, None]
+
+
+def as_pictures(stage: object, x: Tensor) -> Tensor:
+    """What a stage reads or gives, [B, C, H, W], for people to look at: [B, 1 or 3, H, W].
+
+    Colors and grays are as they are. Of labels it is the likeliest at each position, which has one
+    color in all pictures. A stage without `reads_labels` has labels if C is neither 1 nor 3.
+    """
+    channels = x.shape[1]
+    labels: bool | None = getattr(stage, "reads_labels", None)
+    if labels is None:
+        labels = channels not in (1, 3)
+    elif labels:  # else they are pictures already
+        labels = channels == getattr(stage, "channels", channels)
+    if not labels:
+        return x
+    each = each_label(channels).to(x)
+    colors = stage.to_rgb(each) if isinstance(stage, CodesInterface) else in_colors(each)
+    return colors[0, :, 0].t()[x.argmax(dim=1)].permute(0, 3, 1, 2)
 
 
 def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:

@@ -197,6 +197,15 @@ class Net2NetTransformer(TransformerTraining):
             parts |= {"train/raster_share"}
         return {"train/loss", "val/loss"} | parts
 
+    @property
+    def order_name(self) -> str:
+        """In which order it was trained to predict: `order`, "masked", or that of its permuter."""
+        if self.masked:
+            return "masked"
+        if self.reading.any and self.reading.order is not None:
+            return self.reading.order
+        return type(self.permuter).__name__
+
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""
         super().train(mode)

@@ -28,7 +28,7 @@ from taming.config_values import (
 from taming.errors import UserError
 from taming.lr_scheduler import RunSchedule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
-from taming.models.codes import to_one_hot
+from taming.models.codes import as_pictures
 from taming.models.first_stage_parts import (
     checked_range,
     make_loss,
@@ -191,11 +191,10 @@ class VQModel(AutoencoderTraining):
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
         """`inputs` and `reconstructions` of a batch, each [B, 1 or 3, H, W] in [-1, 1]."""
         x = self.images_in(batch).to(self.device)
-        reconstruction = self._shown(self(x)[0])
-        return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
+        return {"inputs": self._shown(x), "reconstructions": self._shown(self(x)[0])}
 
-    def _shown(self, outputs: Tensor) -> Tensor:
-        return outputs
+    def _shown(self, x: Tensor) -> Tensor:
+        return self.to_rgb(x)
 
 
 class VQSegmentationModel(VQModel):
@@ -213,8 +212,8 @@ class VQSegmentationModel(VQModel):
     def _published_loss(self, images: Reconstruction, side: int, split: str) -> Any:
         return self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
 
-    def _shown(self, outputs: Tensor) -> Tensor:
-        return to_one_hot(outputs)
+    def _shown(self, x: Tensor) -> Tensor:
+        return as_pictures(self, x)
 
 
 class VQNoDiscModel(VQModel):

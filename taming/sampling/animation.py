@@ -41,7 +41,7 @@ class Recorder:
         self._decoded = due
         channels, _, _ = self.model.latent_shape()
         indices = progress.indices[:1].clone()
-        image = self.model.decode_to_img(indices, (1, channels, *self.shape))
+        image = self.model.decode_to_picture(indices, (1, channels, *self.shape))
         self.frames.append(to_pillow(image[0].float()))
         if self.on_frame is not None:
             self.on_frame(self.frames[-1], progress)

@@ -15,14 +15,15 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 from taming.pictures import Placed, Sizes
-from taming.sampling.conditions import content_for, read_pixels, to_input, whole_tokens
+from taming.sampling.conditions import GivenImage, read_pixels, whole_tokens
 
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture [1, C, H, W] in whole tokens, and how it was made of an image of the user's."""
+    """A picture [1, C, H, W] as a first stage reads it, in whole tokens, and how it was made of an
+    image of the user's."""
 
     picture: Tensor
     placed: Placed
@@ -34,10 +35,10 @@ def read_photo(
     """An image resized to `size` in pixels, if one is given; else at most as large as those of
     training, `trained` in tokens, unless `full_size`."""
     factor = stage.downsampling_factor
-    pixels = read_pixels(path, content_for(stage.channels))
-    placed = _place((pixels.shape[0], pixels.shape[1]), factor, trained, size, full_size)
+    image = GivenImage.read(stage, path)
+    placed = _place(image.size, factor, trained, size, full_size)
     placed = replace(placed, size=whole_tokens(placed.size, factor))
-    return Photo(to_input(placed.of(pixels)), placed)
+    return Photo(image.placed(placed).input(), placed)
 
 
 def _place(

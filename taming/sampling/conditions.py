@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -114,6 +114,42 @@ def to_input(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
+@dataclass(frozen=True)
+class GivenImage:
+    """An image file that a user gives to a first stage: pixels or values (H, W, C), or, of a stage
+    of `labels`, their numbers (H, W)."""
+
+    pixels: np.ndarray
+    labels: int | None = None
+
+    @classmethod
+    def read(cls, stage: FirstStage, path: str | Path) -> GivenImage:
+        """Refuses labels that the stage does not have; see also `read_pixels`."""
+        if not stage.reads_labels:
+            return cls(read_pixels(path, content_for(stage.channels)))
+        numbers = read_pixels(path, "labels")
+        if not 0 <= numbers.min() <= numbers.max() < stage.channels:
+            raise UserError(
+                f"{path} has labels from {numbers.min()} to {numbers.max()}, but the model has 0 "
+                f"to {stage.channels - 1}"
+            )
+        return cls(numbers, stage.channels)
+
+    @property
+    def size(self) -> Sizes:
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def placed(self, how: Placed) -> GivenImage:
+        """Resized and cut; numbers of labels are not mixed."""
+        mixed = Image.Resampling.BILINEAR if self.labels is None else Image.Resampling.NEAREST
+        return replace(self, pixels=how.of(self.pixels, mixed))
+
+    def input(self) -> Tensor:
+        """What the stage reads, [1, C, H, W]; labels one-hot."""
+        labels = self.labels
+        return to_input(self.pixels if labels is None else one_hot(self.pixels, labels))
+
+
 def read_input(
     stage: FirstStage,
     path: str | Path,
@@ -131,24 +167,15 @@ def read_input(
         beside: how the picture was made that it is a map of; one of the image's proportions is
             resized and cut as that was.
     """
-    labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
-    content: Content = "labels" if labels else content_for(stage.channels)
-    pixels = read_pixels(path, content)
-    if labels:
-        if not 0 <= pixels.min() <= pixels.max() < stage.channels:
-            raise UserError(
-                f"{path} has labels from {pixels.min()} to {pixels.max()}, but the model has 0 to "
-                f"{stage.channels - 1}"
-            )
-        resampling = Image.Resampling.NEAREST  # numbers are not mixed
-    own = (pixels.shape[0], pixels.shape[1])
+    image = GivenImage.read(stage, path)
+    own = image.size
     if beside is not None:
-        pixels = _placed_beside(own, beside).of(pixels, resampling)
+        image = image.placed(_placed_beside(own, beside))
     if reduce_to is not None:
-        pixels = Placed.reduced(own, reduce_to).of(pixels, resampling)
+        image = image.placed(Placed.reduced(own, reduce_to))
     if size is not None:
-        pixels = resize_and_crop(pixels, size, resampling)
-    return to_input(one_hot(pixels, stage.channels) if labels else pixels)
+        image = image.placed(Placed.covering(image.size, size))
+    return image.input()
 
 
 def _placed_beside(own: Sizes, image: Placed) -> Placed:

@@ -48,7 +48,7 @@ class Sample:
     number: int
     label: int | None
     indices: Tensor  # int64 (H * W,), codebook indices in the transformer's (permuted) order
-    image: Tensor  # float32 (C, H, W), about [-1, 1]
+    image: Tensor  # float32 (C, H, W), about [-1, 1]; labels as colors
     candidate: int | None = None  # with rejection, the number that decided the image
     score: float | None = None  # of this candidate
     top_k: int | None = None  # its own, if there are several (see `SampleSettings`)
@@ -135,7 +135,7 @@ def sample_images(
         copies = batch[-1:] * (batch_size - len(batch)) if filled else []
         indices = sampler.sample([*batch, *copies], seed)  # (B, H * W)
         with torch.no_grad():
-            images = model.decode_to_img(indices, (len(indices), channels, *sampler.shape))
+            images = model.decode_to_picture(indices, (len(indices), channels, *sampler.shape))
         parts = zip(batch, indices.cpu(), images.float().cpu(), strict=False)  # without the copies
         own_k = sampler.settings.own_top_k(seed, [request.stream for request in batch])
         for n, (request, row, image) in enumerate(parts):

@@ -145,12 +145,15 @@ def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> Sam
     factor = pixels_per_token(model)
     height, width = (max(1, round(side * scale)) for side in inputs.shape)
     size = (height * factor, width * factor)
-    x = None if inputs.x is None else F.interpolate(inputs.x, size, mode="bilinear")
-    c = inputs.c
+
+    def resized(images: Tensor, labels: bool) -> Tensor:
+        return F.interpolate(images, size, mode="nearest-exact" if labels else "bilinear")
+
+    x, c = inputs.x, inputs.c
+    x = None if x is None else resized(x, model.first_stage_model.reads_labels)
     if c is not None and c.dim() == 4:
         image = model.condition_kind == "image"
-        labels = image and cast(FirstStage, model.cond_stage_model).reads_labels
-        c = F.interpolate(c, size, mode="nearest-exact" if labels else "bilinear")
+        c = resized(c, image and cast(FirstStage, model.cond_stage_model).reads_labels)
     return replace(inputs, shape=(height, width), x=x, c=c)
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.models.codes import CodeHistogram, as_grid, codebook_use, in_colors, to_one_hot
+from taming.models.codes import (
+    CodeHistogram,
+    as_grid,
+    as_pictures,
+    codebook_use,
+    each_label,
+    in_colors,
+    to_one_hot,
+)
 from tests.kit.models import build, first_stage_config
 from tests.support import assert_close
 
@@ -47,7 +55,8 @@ def test_grids() -> None:
 
 
 def test_stages_of_labels_are_told_by_their_channels_or_colors() -> None:
-    kinds = {(3, None): False, (1, None): False, (3, 3): True, (2, None): True}
+    kinds = {(3, None): False, (1, None): False, (3, 3): True, (1, 1): True, (2, None): True}
+    kinds |= {(3, 5): False}  # these colors are of nothing
     for (channels, colors), labels in kinds.items():
         stage = build(first_stage_config(channels=channels, colorize_nlabels=colors))
         assert stage.channels == channels and stage.reads_labels == labels
@@ -80,3 +89,20 @@ def test_code_histogram() -> None:
     assert codebook_use(histogram.taken()) == (0, 1)  # starts anew
     used, perplexity = codebook_use(torch.tensor([1, 3, 0, 0]))
     assert used == 0.5 and math.isclose(perplexity, 4 / 3**0.75)
+
+
+@pytest.mark.parametrize("labels", [1, 3, 5])
+def test_pictures_of_labels_have_one_color_each_and_images_are_as_they_are(labels: int) -> None:
+    stage = build(first_stage_config(channels=labels, colorize_nlabels=labels))
+    logits = torch.randn(2, labels, 4, 4)
+    shown = as_pictures(stage, logits)
+    assert shown.shape == (2, 3, 4, 4)
+    colors = stage.to_rgb(each_label(labels))[0, :, 0]  # (3, labels)
+    assert torch.equal(shown, colors[:, logits.argmax(1)].transpose(0, 1))
+    assert torch.equal(as_pictures(stage, logits[:1]), shown[:1])
+    for channels in (1, 3):
+        x = torch.randn(2, channels, 4, 4)
+        assert as_pictures(build(first_stage_config(channels=channels)), x) is x
+        assert as_pictures(object(), x) is x
+    picture = torch.randn(2, 4 - labels if labels < 4 else 3, 4, 4)
+    assert as_pictures(stage, picture) is picture  # no labels of this stage

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from taming.errors import UserError
+from taming.models.codes import as_pictures
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import DummyLoss, VQLPIPSWithDiscriminator
 from taming.modules.vqvae.codebook import (
@@ -464,6 +465,6 @@ def test_what_a_stage_cannot_decode_is_not_shown() -> None:
 def test_segmentations_are_shown_in_their_stages_colors() -> None:
     c = torch.nn.functional.one_hot(torch.randint(5, (2, 8, 8)), 5).permute(0, 3, 1, 2).float()
     model = tiny_model(transformer_config(cond_stage_config=SEGMENTATION))
-    images = model._as_rgb(c)
+    images = as_pictures(model.cond_stage_model, c)
     assert torch.equal(images, model.cond_stage_model.to_rgb(c))
-    assert not torch.equal(images, tiny_model(transformer_config())._as_rgb(c))
+    assert not torch.equal(images, as_pictures(None, c))

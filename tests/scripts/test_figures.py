@@ -18,7 +18,7 @@ from scripts.figures import main
 from taming.command_line import Parser
 from taming.completion_script import words_of
 from taming.downloads import file_hash
-from taming.evaluation.figures.samples import order_name, order_picture
+from taming.evaluation.figures.samples import order_picture
 from taming.evaluation.figures.sampling_cost import StandIn
 from taming.evaluation.sources.folder import FolderSource
 from taming.modules.transformer.permuter import SpiralOut
@@ -213,19 +213,19 @@ def test_orders_beside_samples_of_the_same_seeds(runs: tuple[str, str], tmp_path
 def test_models_without_one_order_are_named_and_drawn_as_they_are() -> None:
     told = {"target_positions": True}
     random = tiny_model(transformer_config(told, order="random"))
-    assert order_name(random) == "random"
+    assert random.order_name == "random"
     order = order_picture(random, seed=3)
     assert order is not None and not np.array_equal(order, order_picture(random, seed=4))
     by_rows = order_picture(tiny_model())
     assert by_rows is not None and not np.array_equal(order, by_rows)
     assert np.array_equal(np.sort(order, axis=None), np.sort(by_rows, axis=None))  # each rank once
     annealed = tiny_model(transformer_config(told, order="annealed"))
-    assert order_name(annealed) == "annealed"
+    assert annealed.order_name == "annealed"
     assert np.array_equal(order_picture(annealed), by_rows)  # type: ignore[arg-type]
     shared = tiny_model(transformer_config(told, order="annealed", raster_share=0.3))
     assert np.array_equal(order_picture(shared, seed=3), order)  # type: ignore[arg-type]
     masked = tiny_model(transformer_config({"attention": "full", "block_size": 17}))
-    assert order_name(masked) == "masked" and order_picture(masked) is None
+    assert masked.order_name == "masked" and order_picture(masked) is None
 
 
 def test_cost_of_stand_ins_and_of_a_run(runs: tuple[str, str], tmp_path: Path) -> None:

@@ -127,14 +127,6 @@ def _request(
     return request_for_inputs(model, inputs)
 
 
-def order_name(model: Net2NetTransformer) -> str:
-    """In which order a model was trained to predict: `order`, "masked", or that of its permuter."""
-    if model.masked:
-        return "masked"
-    order = model.reading.order
-    return order if order is not None and model.reading.any else type(model.permuter).__name__
-
-
 @torch.no_grad()
 def order_picture(model: Net2NetTransformer, seed: int = 0) -> np.ndarray | None:
     """uint8 (h, w, 3): when each token is predicted, from black (first) to white (last).

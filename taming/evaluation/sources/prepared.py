@@ -13,7 +13,9 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
-from taming.pictures import resize_and_crop, to_gray, to_values
+from taming.models.codes import as_pictures, each_label
+from taming.models.first_stage import FirstStage
+from taming.pictures import resize_and_crop, to_gray, to_uint8, to_values
 
 MOST_LABELS = 256  # that label numbers of one byte can tell apart
 
@@ -102,13 +104,41 @@ class LabelSource(DatasetSource):
         return image.argmax(axis=2).astype(np.uint8)[None]
 
 
-def model_input(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 [B, 3, H, W], or label numbers [B, 1, H, W] -> float [B, channels, H, W].
+class ColoredLabelSource(LabelSource):
+    """The segmentations of a dataset in the colors that a first stage's labels have in pictures."""
 
-    Images are in [-1, 1], gray ones for one channel; other numbers of channels are one-hot.
+    def __init__(self, stage: FirstStage, *args: Any, **options: Any) -> None:
+        """`args` and `options` are those of `DatasetSource`."""
+        super().__init__(stage.channels, *args, **options)
+        device = next(iter(stage.state_dict().values())).device
+        each = as_pictures(stage, each_label(self.n_labels).to(device))  # (1, 3, 1, n_labels)
+        self.colors = to_uint8(each)[0, :, 0].cpu().numpy()  # (3, n_labels)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"shown": "labels in the first stage's colors"}
+
+    def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
+        """uint8 (3, H, W) of a segmentation (H, W, n_labels), one-hot."""
+        colors: np.ndarray = self.colors[:, super().to_pixels(image, name)[0]]
+        return colors
+
+
+def pictures_of_data(stage: FirstStage, *args: Any, **options: Any) -> DatasetSource:
+    """The images of a dataset that a stage reads, as they look; arguments of `DatasetSource`."""
+    if stage.reads_labels:
+        return ColoredLabelSource(stage, *args, **options)
+    return DatasetSource(*args, **options)
+
+
+def model_input(pixels: Tensor, stage: FirstStage) -> Tensor:
+    """uint8 [B, 3, H, W], or label numbers [B, 1, H, W] -> float [B, C, H, W] as a stage reads it.
+
+    Images are in [-1, 1], gray ones for one channel; labels are one-hot.
+
+    Raises UserError for colors that are given to a stage of labels.
     """
-    if channels == 1:
-        pixels = to_gray(pixels)
-    if channels in (1, 3):
-        return to_values(pixels)
-    return F.one_hot(pixels[:, 0].long(), channels).permute(0, 3, 1, 2).float()
+    if stage.reads_labels:
+        if pixels.shape[1] != 1:
+            raise UserError("the first stage takes segmentations, and these are images in color")
+        return F.one_hot(pixels[:, 0].long(), stage.channels).permute(0, 3, 1, 2).float()
+    return to_values(to_gray(pixels) if stage.channels == 1 else pixels)

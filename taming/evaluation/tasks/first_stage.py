@@ -32,7 +32,7 @@ from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.first_stage_cost import Speed, measure_speed, parameter_counts
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator, reconstruct
 from taming.models.code_use import code_count
-from taming.models.codes import CodesInterface
+from taming.models.codes import CodesInterface, as_pictures
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
 from taming.sampling.load import load_first_stage
@@ -221,7 +221,7 @@ class FirstStageEvaluator:
         pixels = [image.pixels for image in chosen]
         alike = [one for one in pixels if one.shape == pixels[0].shape]
         model = stage.model.to(self.device)
-        x = model_input(torch.stack(alike), model.channels).to(self.device)
+        x = model_input(torch.stack(alike), model).to(self.device)
         speed = measure_speed(model, x, rounds, self.dtype)
         model.to("cpu")
         return speed
@@ -254,7 +254,7 @@ class FirstStageEvaluator:
         """Some images and their reconstructions by index, each uint8 (H, W, 3)."""
         model, pairs = stage.model.to(self.device), {}
         for image in images_at(images, indices):
-            x = model_input(image.pixels[None], model.channels).to(self.device)
+            x = model_input(image.pixels[None], model).to(self.device)
             _, reconstruction = reconstruct(model, x, self.dtype)
             pairs[image.index] = (shown(model, x), shown(model, reconstruction))
         return pairs
@@ -262,7 +262,4 @@ class FirstStageEvaluator:
 
 def shown(model: FirstStage, image: Tensor) -> np.ndarray:
     """uint8 (H, W, 3) of an image [1, C, H, W]; labels get a color each."""
-    if isinstance(model, VQModel) and model.reads_labels:
-        one_hot = torch.zeros_like(image).scatter_(1, image.argmax(dim=1, keepdim=True), 1)
-        image = model.to_rgb(one_hot)
-    return to_pixels(image)[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    return to_pixels(as_pictures(model, image))[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()

@@ -126,12 +126,14 @@ def _describe_data(own: LikelihoodArguments, data: DictConfig) -> dict[str, Any]
 def _protocol(
     own: LikelihoodArguments, loaded: LoadedRun, checkpoint: str, likelihood: Likelihood
 ) -> dict[str, Any]:
+    model = loaded.model
     return {
         **describe_checkpoint(loaded.run, loaded.step, checkpoint),
         "checkpoint": str(loaded.run.checkpoint),
-        "codes": loaded.model.n_codes,
+        "codes": model.n_codes,
         "code_shape": list(likelihood.shape or ()),
-        "order": type(loaded.model.permuter).__name__,
+        "order": model.order_name,
+        **({"measured_in": "rows"} if model.reading.any else {}),
         "precision": dtype_name(loaded.dtype),
         "batch_size": own.batch_size,
     }

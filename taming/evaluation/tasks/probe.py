@@ -108,7 +108,7 @@ class ProbedFeatures:
         self._widths: dict[str, int] = {}
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        x = model_input(stack_pixels(images).to(self.device), self.model.channels)
+        x = model_input(stack_pixels(images).to(self.device), self.model)
         indices, _ = indices_and_labels(images)
         for name, features in self.kinds.of(self.model, x).items():
             if self._widths.setdefault(name, features.shape[1]) != features.shape[1]:

@@ -100,7 +100,7 @@ def evaluate(
     if speed is not None:
         numbers["steps_a_second"] = speed
     first = next(iter(images.batches(1)))[0]
-    x = model_input(first.pixels[None], stage.model.channels)
+    x = model_input(first.pixels[None], stage.model)
     quantizer, indices = stage.model.quantize, stage.model.encode_to_indices(x)
     _, _, height, width = codes_of(stage.model, x).shape
     bits = bits_of(quantizer, indices, (height, width))

@@ -75,7 +75,7 @@ class ReconstructedSource(ImageSource):
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         for batch in by_size(self.prepared.images(indices, batch_size), batch_size):
-            x = model_input(stack_pixels(batch).to(self.device), self.model.channels)
+            x = model_input(stack_pixels(batch).to(self.device), self.model)
             _, copies = reconstruct(self.model, x, self.dtype)
             for image, copy in zip(batch, copies.cpu(), strict=True):
                 pixels = to_rgb_pixels(copy)

@@ -88,7 +88,7 @@ class ReconstructionAccumulator:
         self.counts_originals = originals is None
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        x = model_input(stack_pixels(images).to(self.device), self.model.channels)
+        x = model_input(stack_pixels(images).to(self.device), self.model)
         indices, labels = indices_and_labels(images)
         _, copies = self.update_values(indices, x, labels)
         pairs = zip(images, copies.byte().cpu(), strict=True)

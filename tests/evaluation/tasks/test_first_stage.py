@@ -40,6 +40,7 @@ from tests.kit.models import (
     LABELS,
     SEGMENTATION,
     TRANSFORMER,
+    build,
     first_stage_config,
 )
 from tests.kit.runs import run_with_data, tiny_run
@@ -274,11 +275,17 @@ def test_images_that_are_left_out_make_another_set(tmp_path: Path) -> None:
 
 def test_gray_images_are_those_of_all_colors() -> None:
     pixels = scenes(2)
-    assert torch.equal(model_input(pixels, 1), to_values(to_gray(pixels)))
-    assert torch.equal(model_input(pixels, 3), to_values(pixels))
+    gray, color = (build(first_stage_config(channels=channels)) for channels in (1, 3))
+    assert torch.equal(model_input(pixels, gray), to_values(to_gray(pixels)))
+    assert torch.equal(model_input(pixels, color), to_values(pixels))
     labels = torch.tensor([[[[0, 2], [1, 0]]]], dtype=torch.uint8)
-    one_hot = model_input(labels, 4)
-    assert one_hot.shape == (1, 4, 2, 2) and torch.equal(one_hot.argmax(1), labels[:, 0].long())
+    for count in (3, 4):
+        stage = build(first_stage_config(channels=count, colorize_nlabels=count))
+        one_hot = model_input(labels, stage)
+        assert one_hot.shape == (1, count, 2, 2) and (one_hot.sum(1) == 1).all()
+        assert torch.equal(one_hot.argmax(1), labels[:, 0].long())
+    with pytest.raises(UserError, match="takes segmentations, and these are images in color"):
+        model_input(pixels, stage)
 
 
 def test_labels_that_one_byte_can_tell_apart(run: Path) -> None:
