@@ -64,6 +64,14 @@ class _Mean(torch.autograd.Function):
         return mean
 
 
+def finite_on_all_ranks(values: Tensor) -> Tensor:
+    """`values`, with NaN in place of those that are not finite on another process."""
+    if world_size() == 1:
+        return values
+    wrong = ~values.isfinite()
+    return values.masked_fill((sum_over_ranks(wrong.float()) > 0) & ~wrong, torch.nan)
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of all processes' `tensor`; gradients go back to each of them."""
     if world_size() == 1:

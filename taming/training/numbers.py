@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
+from taming.distributed import finite_on_all_ranks
 from taming.errors import NonFiniteError, UserError
 from taming.lightning_internals import scaler_of, unscales_itself
 from taming.sharding import whole
@@ -60,6 +61,8 @@ class _Check:
         for loss, value in zip(self.losses, losses, strict=True):
             if not math.isfinite(value):
                 names = [n for n, term in loss.terms.items() if not torch.isfinite(term).all()]
+                if not names:
+                    return f"the loss of another process is not finite at step {self.step}"
                 what = f"the loss is {value} ({', '.join(names)})"
                 return f"{what} at step {self.step}{_batch(loss.files)}"
         if not math.isfinite(gradient):
@@ -122,6 +125,8 @@ class FiniteNumbers(Callback):
         gradient = torch.zeros(()) if scaler_of(trainer) is not None else gradient_size(optimizer)
         device = pl_module.device
         values = torch.stack([value.to(device) for value in (*self._values, gradient)])
+        if self.skip:  # all processes leave out the same steps
+            values = finite_on_all_ranks(values)
         check = _Check(self._step, self._losses, *_to_cpu(values))
         self._losses, self._values = [], []
         self._unread.append(check)

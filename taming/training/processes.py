@@ -16,6 +16,7 @@ from subprocess import Popen
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from taming.distributed import world_size
 from taming.errors import Stopped
 from taming.lightning_internals import take_child_processes
 from taming.training.data_module import DataModuleFromConfig
@@ -83,6 +84,11 @@ class ProcessWatch(Callback):
         deadline = time.monotonic() + (_PATIENCE / 2 if lost else 0)
         while (death := self.death()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        started_elsewhere = not self._children and self._parent is None and world_size() > 1
+        if death is None and lost and started_elsewhere:  # as by torchrun, which looks after them
+            reason = str(error).strip().partition("\n")[0]
+            lost_it = "the connection to another process is lost"
+            return f"{lost_it}; if it has ended, it says why ({reason})"
         return death
 
     def end_others(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,12 +16,14 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader
 
 from taming.checkpoint import read_checkpoint
+from taming.distributed import disconnect, gather_objects, rank
 from taming.errors import NonFiniteError, UserError
 from taming.training import numbers, run_folder
 from taming.training.cli import main as main_command
 from taming.training.numbers import FiniteNumbers, gradient_size
 from tests.kit.datasets import Items, images
 from tests.kit.models import build, first_stage_config
+from tests.kit.processes import in_two_processes
 from tests.kit.resuming import moments, run_config
 from tests.kit.training import write_config
 
@@ -144,6 +147,32 @@ def test_a_step_that_is_left_out_is_none() -> None:
     other = FiniteNumbers(skip=1)
     other.load_state_dict(callback.state_dict())
     assert other.skipped == 1 and FiniteNumbers().state_dict() == {}
+
+
+def one_of_two_is_infinite(folder: Path) -> None:
+    """In the first process the loss of the second step, whose gradients are finite in both."""
+    gather_objects(0)  # connects
+    callback, module = FiniteNumbers(skip=1), cast(Any, nn.Linear(1, 1))
+    module.device = torch.device("cpu")
+    trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
+    optimizer, kept = SGD([module.weight], lr=0.1), []
+    for trainer.global_step in range(3):
+        callback.on_train_batch_start(trainer, module, {}, 0)
+        spoiled = trainer.global_step == 1 and rank() == 0
+        loss = torch.tensor(float("inf") if spoiled else 1.0)
+        callback.on_before_backward(trainer, module, loss)
+        module.weight.grad = torch.ones(1, 1)
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        kept.append(module.weight.grad is not None)
+    (folder / f"{rank()}.json").write_text(json.dumps([kept, callback.skipped]))
+    disconnect()
+
+
+def test_all_processes_leave_out_the_same_steps(tmp_path: Path) -> None:
+    in_two_processes(one_of_two_is_infinite, tmp_path)
+    for number in range(2):
+        found = json.loads((tmp_path / f"{number}.json").read_text())
+        assert found == [[True, False, True], 1]
 
 
 def test_all_batches_of_a_step_that_is_left_out_are_forgotten() -> None:

@@ -62,6 +62,20 @@ def test_the_dead_are_named(watch: ProcessWatch) -> None:
     assert "SIGKILL" in death and "memory" in death
 
 
+def test_a_lost_connection_to_processes_that_torchrun_looks_after_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = ProcessWatch(before_exit=lambda: None)
+    monkeypatch.setattr(processes, "_PATIENCE", 0)
+    lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234\nmore")
+    assert watch.explain(lost) is None  # there is one process
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    said = watch.explain(lost)
+    assert said is not None and said.startswith("the connection to another process is lost;")
+    assert "Connection closed" in said and "more" not in said
+    assert watch.explain(RuntimeError("a bug of ours")) is None
+
+
 def test_a_process_may_end_when_all_do(watch: ProcessWatch) -> None:
     watch.on_exception(None, None, RuntimeError())  # type: ignore[arg-type]
     assert not watch._over.is_set()
