@@ -91,7 +91,7 @@ def test_first_stages_are_evaluated_by_their_labels(
         found = tiny_model(stage_config(labels))(x)[0].argmax(1)
     right = float((found == x.argmax(1)).double().mean())
     assert metrics["pixel_accuracy"] == pytest.approx(right)
-    linear_probe.main(quick)
+    linear_probe.main([*quick, "--folds", "3"])
     assert newest(run, "**/probe-*.json").is_file()
     maps = tmp_path / "maps"
     maps.mkdir()
