@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from taming.errors import UserError
-from taming.user_files import read_text
+from taming.user_files import YAMLS, read_text
 
 CONFIG = "config.json"
 # The weights' file, in the order of preference.
@@ -17,6 +17,7 @@ WEIGHTS = tuple(
     for ending in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
     for name in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
+OWN = "model.safetensors"  # as `taming push` has it, beside its YAML
 _TARGET = "taming.models.vqgan.VQModel"
 _OWN: tuple[str, ...] = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy")
 _OWN += ("image_key", "colorize_nlabels", "revive_after")
@@ -44,6 +45,15 @@ def snapshot_in(folder: Path) -> Path:
     named = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
     found = [path for path in revisions if path.name == named] or revisions
     return found[0] if len(found) == 1 else folder
+
+
+def preferred(files: Collection[str]) -> tuple[str, ...]:
+    """The names of `WEIGHTS`, in the order of preference in a folder of these files.
+
+    What was pushed into a repository with a model of diffusers is the newer one.
+    """
+    pushed = OWN in files and any(Path(file).suffix in YAMLS for file in files)
+    return (OWN, *WEIGHTS) if pushed else WEIGHTS
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from taming.checkpoint.formats import files_of_index
-from taming.checkpoint.hub import CONFIG, WEIGHTS
+from taming.checkpoint.hub import CONFIG, preferred
 from taming.errors import UserError, shortened
 from taming.shipped import extra
 
@@ -158,7 +158,7 @@ def _from_cache(name: HubName, refusal: Exception | None = None) -> Path:
 
 def _weights_among(files: Collection[str], name: HubName) -> str | None:
     """The safetensors, or their index, to use of a repository's files; UserError for several."""
-    usual = [file for file in WEIGHTS if file in files and file.endswith(_ENDINGS)][:1]
+    usual = [file for file in preferred(files) if file in files and file.endswith(_ENDINGS)][:1]
     found = usual or sorted(file for file in files if file.endswith(_ENDINGS[0]))
     if len(found) > 1:
         raise UserError(

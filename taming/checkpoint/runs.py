@@ -41,7 +41,6 @@ _CHECKPOINTS: tuple[str, ...] = (
     "checkpoints/model.ckpt",
     "model.ckpt",
 )
-_CHECKPOINTS += hub.WEIGHTS
 _ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".npz")
 
 
@@ -108,7 +107,7 @@ def weights_at(path: str | Path) -> Weights:
     place = hub.snapshot_in(located(normal_path(path)))
     if place.is_file() or (place / "checkpoints").is_dir() or any(place.glob("*.ckpt")):
         return Weights.RUN
-    if any((place / name).is_file() for name in _CHECKPOINTS):
+    if any((place / name).is_file() for name in (*_CHECKPOINTS, *hub.WEIGHTS)):
         return Weights.RUN
     return Weights.LOOSE if _loose(place) else Weights.NONE
 
@@ -171,7 +170,7 @@ def run_folder_of(path: Path) -> Path:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    for name in _CHECKPOINTS:
+    for name in (*_CHECKPOINTS, *hub.preferred([path.name for path in visible_in(folder)])):
         if (folder / name).is_file():
             return _newest_whole(_averaged(folder / name))
     checkpoints = folder / "checkpoints"

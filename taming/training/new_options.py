@@ -21,6 +21,7 @@ from taming.checkpoint.runs import normal_path
 from taming.config_before import OF_DDCONFIG, defaults_of
 from taming.config_files import STAGES
 from taming.errors import UserError
+from taming.modules.transformer.permuter import Identity
 from taming.trust import canonical_name, is_dotted
 
 PERCEPTUAL = "perceptual_weight"
@@ -37,7 +38,8 @@ _KEPT_BY = {
 _OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm", "attention", "n_unmasked")
 _OF_QUANTIZER = ("levels", "symmetric", "scales", "using_znorm", "quant_resi")
 _UNCHANGED = tuple(f"params.transformer_config.params.{name}" for name in _OF_GPT)
-_UNCHANGED += tuple(f"params.{stage}" for stage in STAGES)
+_UNCHANGED += tuple(f"params.{name}" for name in (*STAGES, "permuter_config"))
+_SAME_AS_NONE = f"{Identity.__module__}.{Identity.__name__}"  # of permuters
 # In first stages and quantizers, which are within each other.
 _OF_STAGE: tuple[str, ...] = (
     "target",
@@ -85,7 +87,8 @@ def _meant(config: DictConfig, key: str) -> Any:
         target = OF_DDCONFIG if place.endswith(".ddconfig") else target
         value = defaults_of(str(target)).get(name)
     if isinstance(value, str) and is_dotted(value):
-        return canonical_name(value)
+        name = canonical_name(value)
+        return None if name == _SAME_AS_NONE else name
     return list(value) if isinstance(value, tuple) else value
 
 

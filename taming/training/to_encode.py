@@ -84,6 +84,8 @@ def _of_config(
         )
     if params.get("ckpt_path") is None:
         params.transformer_config = _stand_in(params.transformer_config)
+        for name in OF_READING:
+            params.pop(name, None)
     model = instantiate_from_config(config.model, "model", "module")
     stage = model.first_stage_model
     if isinstance(stage, CodesInterface) and not (stage.loaded_from or model.loaded_from):
@@ -106,6 +108,10 @@ def _of_run(base: Sequence[str], overrides: Sequence[str]) -> tuple[Net2NetTrans
 def _require_data(config: DictConfig) -> None:
     if "target" not in (config.get("data") or {}):
         raise UserError("the configs have no 'data' section: add data.target and data.params")
+
+
+# In which order a transformer reads codes, which its stand-in does not.
+OF_READING = ("order", "anneal", "raster_share")
 
 
 class StandIn(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
@@ -88,6 +89,19 @@ def test_weights_and_config_alone_are_fetched_once_and_are_there_without_a_netwo
     assert torch.equal(model.state_dict()["encoder.conv_in.weight"], stored)
     with pytest.raises(UserError, match="hf:me/other is not in the cache.*cannot be reached"):
         taming.load("hf:me/other")
+
+
+def test_what_was_pushed_beside_a_model_of_diffusers_is_the_model(hub: Hub) -> None:
+    """In its repository, and in a folder."""
+    Path("both").mkdir()
+    for name in ("model.safetensors", "config.yaml"):
+        shutil.copy(Path("stage", name), "both")
+    old = taming.load("stage/model.safetensors").state_dict()
+    save_weights({n: -t for n, t in old.items()}, Path("both/diffusion_pytorch_model.safetensors"))
+    Path("both/config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    hub.add("me/both", Path("both"))
+    pushed = weight("stage/model.safetensors")
+    assert torch.equal(weight("both"), pushed) and torch.equal(weight("hf:me/both"), pushed)
 
 
 def test_stages_and_scripts(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,9 +204,10 @@ def test_a_segmentation_is_painted_with_mouse_and_keys(tmp_path: Path) -> None:
         page.key(" ")
         page.wait(f"{STATUS}.includes('brush of label 2, 2 pixels')")
         assert pixel(page, 0.5, 0.6) == swatch(page, 2)
-        time.sleep(1)  # the page gets a stroke a moment later
+        time.sleep(1)  # the page gets what keys paint a moment later
         page.wait(IDLE)
-        sample(page, "8 x 8 pixels, seed 0")
+        page.drag(places(page, end))
+        sample(page, "8 x 8 pixels, seed 0")  # at once, which tells of the stroke first
         name = page.run(f"{VIEW}.getAttribute('aria-label')")
         assert name.startswith("A map of labels, 8 x 8 pixels")
         made = downloaded(page, "PNG", tmp_path / "painted")

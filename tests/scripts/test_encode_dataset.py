@@ -289,6 +289,22 @@ def test_shipped_configs_are_found_by_name() -> None:
         encode(["--base", "digits_transformers", "--out", "x"])
 
 
+@pytest.mark.parametrize("order", ["random", "annealed"])
+def test_codes_are_the_same_whatever_the_order_that_they_are_read_in(
+    home: Path, order: str
+) -> None:
+    first = f"{FIRST}{home / 'first'}"
+    base = write_base(Path(), order=order, raster_share=0.5)
+    read = "model.params.transformer_config.params.target_positions=true"
+    encode(["--base", base, "--out", "codes", first, read])
+    assert arrays("codes").keys() and all(
+        np.array_equal(array, arrays(home / "codes")[name])
+        for name, array in arrays("codes").items()
+    )
+    main(["--base", base, "-t", "-n", "run", "--max_steps", "1", first, read, CODES])
+    assert list(Path("logs").glob("*_run/checkpoints/last.ckpt"))
+
+
 def test_codes_need_neither_images_nor_a_data_section(home: Path) -> None:
     """A first stage's run is enough to encode its data, and then a transformer without any."""
     files = write_images(Path("images"), 6, 16, 16)

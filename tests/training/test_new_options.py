@@ -205,6 +205,7 @@ def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
     check("params.ddconfig.norm_groups=32", "params.transformer_config.params.n_unmasked=0")
     check(f"params.first_stage_config.params.ckpt_path={tmp_path}/x.ckpt")
     check(f"{inner}.params.symmetric=false", f"{quantizer}.revive_after=2")
+    check("params.permuter_config.target=taming.modules.transformer.permuter.Identity")
     for change in (
         "target=taming.models.vqgan.GumbelVQ",
         "params.ddconfig.norm_groups=16",
@@ -212,6 +213,7 @@ def test_what_is_the_same_in_other_words_is_no_change(tmp_path: Path) -> None:
         f"{quantizer}.using_znorm=true",
         "params.first_stage_config.target=taming.models.vqgan.VQModel",
         "params.cond_stage_config=__is_first_stage__",
+        "params.permuter_config.target=taming.modules.transformer.permuter.ZCurve",
         "params.first_stage_config.params.ddconfig.norm_groups=16",
         "params.first_stage_config.params.quantizer_config.target=taming.modules.vqvae.fsq.FSQ",
         f"{inner}.target=taming.modules.vqvae.cosine.CosineQuantizer",

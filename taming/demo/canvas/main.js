@@ -50,9 +50,21 @@ function changed(yes, said = "") {
   refresh(said);
   if (yes) {
     clearTimeout(timer);
-    timer = setTimeout(tell, surface.args.at_once ? 0 : QUIET);
+    timer = setTimeout(tellNow, surface.args.at_once ? 0 : QUIET);
   }
 }
+
+// What is about to be told, before the page is told of anything else, such as a button: it would
+// stop what the button has begun.
+function tellNow() {
+  if (timer) {
+    clearTimeout(timer);
+    timer = 0;
+    tell();
+  }
+}
+document.documentElement.addEventListener("pointerleave", tellNow);
+window.addEventListener("blur", tellNow);
 
 async function tell() {
   const from = opened;
@@ -169,6 +181,7 @@ document.addEventListener("keydown", (event) => {
 async function open(args) {
   opened = args.document;
   clearTimeout(timer);
+  timer = 0;
   const next = await (args.mode === "boxes" ? BoxesSurface : PaintSurface).open(args);
   if (opened !== args.document) {
     return; // another one came in the meantime
