@@ -159,15 +159,24 @@ def test_numbers_of_orders() -> None:
 def test_inpainting_by_seed() -> None:
     path, text = ROOT / "benchmarks/results/any_order-cpu.json", text_of("concepts/orders.md")
     entries = json.loads(path.read_text())
-    assert {entry["seed"] for entry in entries} == {0, 23}
+    assert {(entry["seed"], entry["steps"]) for entry in entries} == {
+        (seed, steps) for seed in (0, 23) for steps in (1500, 3000)
+    }
+    points: dict[int, list[float]] = {1500: [], 3000: []}
     for entry in entries:
         for temperature, end in (("1", ""), ("0.5", ", temperature 0.5")):
             keys = [f"inpainted right, {order}{end}" for order in ("by rows", "random orders")]
             shares = [100 * entry[key] for key in keys]
             deviations = [100 * entry[f"{key}, deviation"] for key in keys]
             cells = [f"{s:.1f} ± {d:.1f} %" for s, d in zip(shares, deviations, strict=True)]
-            cells = [str(entry["seed"]), temperature, *cells, f"{shares[1] - shares[0]:.1f}"]
+            place = [str(entry["seed"]), f"{entry['steps']:,}", temperature]
+            cells = [*place, *cells, f"{shares[1] - shares[0]:.1f}"]
             assert f"| {' | '.join(cells)} |" in text
+            points[entry["steps"]] += [shares[1] - shares[0]] * (not end)
+    means = [f"{mean(points[steps]):.1f}" for steps in (1500, 3000)]
+    said = f"{means[0]} points after 1,500 steps and {means[1]} after 3,000, at temperature 1"
+    assert f"In the mean that is {said}" in text
+    entries.sort(key=lambda entry: (entry["steps"], entry["seed"]))
     nats = [entries[0][f"nats per token{of}"] for of in (", by rows", " by rows, of random orders")]
     assert (
         "With seed 0" in text and "{:.2f} nats per token by rows, and {:.2f}".format(*nats) in text
