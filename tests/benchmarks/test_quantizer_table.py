@@ -177,6 +177,10 @@ def test_inpainting_by_seed() -> None:
     said = f"{means[0]} points after 1,500 steps and {means[1]} after 3,000, at temperature 1"
     assert f"In the mean that is {said}" in text
     entries.sort(key=lambda entry: (entry["steps"], entry["seed"]))
+    long = next(one for one in entries if (one["seed"], one["steps"]) == (0, 3000))
+    said = "{:.2f} nats per token, and {:.2f} of the model by rows"
+    both = (long["nats per token by rows, of random orders"], long["nats per token, by rows"])
+    assert said.format(*both) in text
     nats = [entries[0][f"nats per token{of}"] for of in (", by rows", " by rows, of random orders")]
     assert (
         "With seed 0" in text and "{:.2f} nats per token by rows, and {:.2f}".format(*nats) in text
