@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs: list[str | Path] = [*run.configs, *arguments.base]
     stage, key = model.first_stage_model, model.first_stage_key
     training, validation = (
-        pictures_of_data(stage, configs, split, key, overrides, data.num_workers)
+        pictures_of_data(
+            *(stage, configs, split, key), overrides=overrides, workers=data.num_workers
+        )
         for split in ("train", "validation")
     )
     sets = ReportSets(sampled, training, validation)
@@ -166,7 +168,7 @@ def print_report(report: dict[str, Any]) -> None:
     error = (
         f"error  L1 {stage['l1']:.4f} (images in [-1, 1]), {stage['psnr']:.1f} dB"
         if ("l1" in stage)
-        else f"of labels  {stage['pixel_accuracy']:.1%} of the pixels have theirs"
+        else f"of labels  {stage['pixel_accuracy']:.1%} of the pixels have their label"
     )
     print(f"reconstruction {error}")
     print(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from taming.checkpoint import save_atomic
 from taming.config import instantiate_from_config
+from taming.kernel_choice import ONEDNN, TORCH
+from taming.modules.linear import onednn_takes
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -130,3 +132,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
         {"atol": 1e-4, "rtol": 1e-4} if expected.is_floating_point() else {"atol": 0, "rtol": 0}
     )
     torch.testing.assert_close(actual, expected, **tolerance)
+
+
+def require_onednn(dtype: torch.dtype, kernel: str = ONEDNN) -> None:
+    """Skip a test of a kernel of oneDNN's where it does not multiply in bfloat16."""
+    if kernel != TORCH and not onednn_takes(dtype):
+        pytest.skip("oneDNN multiplies in bfloat16 on some processors alone")

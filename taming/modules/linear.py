@@ -39,11 +39,18 @@ MOST_ROWS_SAMPLED, MOST_ROWS_TRAINED = 32, 256
 MEASURED_BYTES = 2**26
 
 
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies by weights of a dtype here: not all processors in bfloat16."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _is_open(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether there is a choice for products of a weight of this shape and place."""
     if weight.device.type != "cpu" or type(weight) not in REAL:
         return False
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in (torch.float32, torch.bfloat16) or not onednn_takes(dtype):
         return False
     large = weight.numel() >= LEAST_WEIGHTS or bool(named_kernel())
     return large and torch.backends.mkldnn.is_available()

@@ -177,7 +177,8 @@ class Moments(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        batches = int(min(trainer.num_training_batches, BATCHES))  # of a stream, infinity
+        batches: Any = trainer.num_training_batches  # infinity, of a stream
+        batches = BATCHES if batches == float("inf") else int(batches)
         self.batch = trainer.current_epoch * batches + batch_idx + 1
         with Path(trainer.default_root_dir, f"seen_{trainer.global_rank}.txt").open("a") as file:
             file.write(f"{trainer.current_epoch} {' '.join(batch['file_path_'])}\n")

@@ -24,6 +24,7 @@ from taming.modules.linear_kernels import (
     sampling_linear,
 )
 from taming.modules.packed_weight import Quantized, quantized_in_place
+from tests.support import require_onednn
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -60,6 +61,7 @@ def test_products_of_any_number_of_rows(rows: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_kernels_agree(rows: int, dtype: torch.dtype, kernel: str) -> None:
+    require_onednn(dtype, kernel)
     parts = layers((16, 24), (16, 24), (16, 24))
     x, other = torch.rand(rows, 16).to(dtype), torch.rand(rows, 72).to(dtype)
     expected = torch.cat([F.linear(x, p.weight.to(dtype), p.bias.to(dtype)) for p in parts], dim=1)
@@ -108,10 +110,20 @@ def test_rows_do_not_depend_on_each_other_from_two_on() -> None:
         assert torch.equal(product(x)[:2], product(x[:2]))
 
 
+def test_processors_without_bfloat16_take_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onednn_takes", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(module, "fastest", lambda task, kernels, ways: kernels[-1])
+    weight = torch.empty(1024, 512)
+    for dtype, is_open in ((torch.float32, True), (torch.bfloat16, False)):
+        assert (sampling_kernel(weight, dtype, 1) != TORCH) == is_open
+        assert (training_kernel(weight, dtype, 64) != TORCH) == is_open
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_sampling_kernel_is_measured(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    require_onednn(dtype)
     weight = torch.empty(1024, 512)
     called = []
 
@@ -166,6 +178,7 @@ def step_inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_the_other_kernel(by_onednn: Mock, dtype: torch.dtype) -> None:
+    require_onednn(dtype)
     inputs = step_inputs(dtype)
     expected = gradients(F.linear, *inputs)
     actual = gradients(training_linear, *inputs)
@@ -180,6 +193,7 @@ def test_gradients_of_the_other_kernel(by_onednn: Mock, dtype: torch.dtype) -> N
 
 
 def test_autocast_computes_in_its_dtype(by_onednn: Mock) -> None:
+    require_onednn(torch.bfloat16)
     inputs = step_inputs()
     with torch.autocast("cpu", torch.bfloat16):
         expected, actual = gradients(F.linear, *inputs), gradients(training_linear, *inputs)

@@ -16,6 +16,7 @@ from taming.modules.packed_weight import (
     quantized_in_place,
     unpack_in_place,
 )
+from tests.support import require_onednn
 
 
 def packed_model() -> tuple[nn.Sequential, dict[str, Tensor]]:
@@ -90,6 +91,7 @@ def test_moves_unpack() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ordinary_weights_are_let_go(dtype: torch.dtype) -> None:
+    require_onednn(dtype)
     layer = Linear(768, 768, dtype=dtype).requires_grad_(False)
     weight, held = layer.weight.clone(), weakref.ref(layer.weight)
     whole = packed_in_place([layer])

@@ -19,6 +19,7 @@ from taming.modules.transformer.inference import quantize_in_place
 from taming.modules.transformer.own_methods import one_pass_logits
 from taming.modules.transformer.token_choice import sample_token
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
+from tests.support import require_onednn
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -51,6 +52,7 @@ def test_a_decoder_serves_several_batches(static: bool, kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bf16_is_near(kernel: str) -> None:
+    require_onednn(torch.bfloat16, kernel)
     model, idx = golden_gpt(), TENSORS["gpt.idx"]
     decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16, kernel=kernel)
     decoder.prefill(idx[:, :21])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.kernel_choice import ONEDNN, PACKED, TORCH
+from taming.modules.linear import onednn_takes
 from taming.modules.packed_weight import PackedWeight
 from taming.modules.transformer import inference
 from taming.modules.transformer.decoding import CachedDecoder
@@ -70,7 +71,8 @@ def test_weights_in_training_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> 
     gpt = golden_gpt().requires_grad_(False)
     gpt.head.requires_grad_(True)  # a part is enough
     assert Weights(gpt).kernel == TORCH
-    assert Weights(gpt, torch.bfloat16).kernel == PACKED  # of a copy
+    if onednn_takes(torch.bfloat16):
+        assert Weights(gpt, torch.bfloat16).kernel == PACKED  # of a copy
     assert not isinstance(gpt.head.weight, PackedWeight)
     assert Weights(gpt.requires_grad_(False)).kernel == PACKED
 
