@@ -308,19 +308,23 @@ PARTS = {
 }
 
 
-def add_numbers(place: dict[str, Any], numbers: Mapping[str, float], per_class: int) -> None:
-    """To the entry of a place in the results."""
+def entries_beside(place: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The entry of a place in the results, empty if there is none, and the others."""
     kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
     before = next((one for one in kept if key_of(one) == key_of(place)), {})
+    return before, [one for one in kept if one is not before]
+
+
+def add_numbers(place: dict[str, Any], numbers: Mapping[str, float], per_class: int) -> None:
+    """To the entry of a place in the results."""
+    before, others = entries_beside(place)
     entry = {**place, "samples": 10 * per_class, **before, **numbers}
-    kept = sorted([*(one for one in kept if one is not before), entry], key=key_of)
-    write_text(PATH, json.dumps(kept, indent=2) + "\n")
+    write_text(PATH, json.dumps(sorted([*others, entry], key=key_of), indent=2) + "\n")
 
 
 def lacking(place: dict[str, Any], only: Sequence[str]) -> list[Any]:
     """The parts that the entry of a place has not yet."""
-    kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
-    before = next((one for one in kept if key_of(one) == key_of(place)), {})
+    before, _ = entries_beside(place)
     return [PARTS[name][0] for name in only or PARTS if PARTS[name][1] not in before]
 
 

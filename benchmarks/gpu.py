@@ -66,7 +66,7 @@ def files_for_gpus(tests: Path = ROOT / "tests") -> list[str]:
     ]
 
 
-# Their names, so that those are told that a time that is up has ended.
+# By name, so that the end of the output tells which were done when their time was up.
 TESTS = ("-m", "gpu", "-vv", "-n", "4", "--maxfail=20")
 # The most valuable first. Together they take less than nine minutes.
 STEPS = (

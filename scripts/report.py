@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
 from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
 from taming.data.checks import damage_found_later
+from taming.data.codes import leave_codes_out
 from taming.errors import UserError, absence, command, end_with_damaged
 from taming.evaluation.checkpoints import HASH, OwnWeights, describe_checkpoint
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampled = FolderSource(samples)
     say_of_which(sampled, weights, chosen=args.samples is not None, how=script(name))
     config = run_config(run, arguments.base, overrides)
-    OmegaConf.update(config, "data.params.codes", None)  # the images are wanted
+    leave_codes_out(config)
     require_data(config)
     with damage_found_later():
         data = instantiate_from_config(config.data, "data", "data module")
@@ -167,7 +168,7 @@ def print_report(report: dict[str, Any]) -> None:
     stage, samples = report["first_stage"], report["samples"]
     error = (
         f"error  L1 {stage['l1']:.4f} (images in [-1, 1]), {stage['psnr']:.1f} dB"
-        if ("l1" in stage)
+        if "l1" in stage
         else f"of labels  {stage['pixel_accuracy']:.1%} of the pixels have their label"
     )
     print(f"reconstruction {error}")

@@ -17,7 +17,7 @@ WEIGHTS = tuple(
     for ending in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
     for name in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
-OWN = "model.safetensors"  # as `taming push` has it, beside its YAML
+PUSHED = "model.safetensors"  # by `taming push`, beside a YAML
 _TARGET = "taming.models.vqgan.VQModel"
 _OWN: tuple[str, ...] = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy")
 _OWN += ("image_key", "colorize_nlabels", "revive_after")
@@ -52,8 +52,8 @@ def preferred(files: Collection[str]) -> tuple[str, ...]:
 
     What was pushed into a repository with a model of diffusers is the newer one.
     """
-    pushed = OWN in files and any(Path(file).suffix in YAMLS for file in files)
-    return (OWN, *WEIGHTS) if pushed else WEIGHTS
+    pushed = PUSHED in files and any(Path(file).suffix in YAMLS for file in files)
+    return (PUSHED, *WEIGHTS) if pushed else WEIGHTS
 
 
 def read_config(path: Path) -> dict[str, Any]:

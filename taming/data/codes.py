@@ -239,6 +239,11 @@ def code_datasets(folder: str, splits: Iterable[str] = ()) -> dict[str, Any]:
     return {s: {"target": target, "params": {"folder": folder, "split": s}} for s in chosen}
 
 
+def leave_codes_out(config: DictConfig) -> None:
+    """Have a config, which may name codes, read its images."""
+    OmegaConf.update(config, "data.params.codes", None)
+
+
 def with_codes(config: DictConfig) -> DictConfig:
     """`config` as training uses it: with `data.params.codes`, its datasets are those of the codes.
 

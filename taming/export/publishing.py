@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from taming.atomic_files import write_text
+from taming.checkpoint.hub import PUSHED
 from taming.checkpoint.hub_names import (
     LOGIN,
     HubName,
@@ -25,7 +26,7 @@ from taming.config import without_checkpoint_paths
 from taming.errors import UserError
 from taming.export.weights import save_weights, weights_of
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+CONFIG, CARD = "config.yaml", "README.md"
 # `${name:...}` in a config calls a function, which is off in configs of others.
 _CALL = re.compile(r"\$\{[^}]*:")
 
@@ -70,10 +71,10 @@ def write_repository(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(weights_of(model), folder / WEIGHTS, config["model"])
+    save_weights(weights_of(model), folder / PUSHED, config["model"])
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     write_text(folder / CARD, card)
-    return [folder / name for name in (CARD, CONFIG, WEIGHTS)]
+    return [folder / name for name in (CARD, CONFIG, PUSHED)]
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,10 @@ def _is_open(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether there is a choice for products of a weight of this shape and place."""
     if weight.device.type != "cpu" or type(weight) not in REAL:
         return False
-    if dtype not in (torch.float32, torch.bfloat16) or not onednn_takes(dtype):
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
     large = weight.numel() >= LEAST_WEIGHTS or bool(named_kernel())
-    return large and torch.backends.mkldnn.is_available()
+    return large and onednn_takes(dtype)
 
 
 def _measured_rows(rows: int, most: int) -> int:

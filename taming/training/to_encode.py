@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from taming.checkpoint import (
@@ -26,6 +26,7 @@ from taming.config import (
 )
 from taming.config_before import keep_dataset_defaults
 from taming.config_values import Count
+from taming.data.codes import leave_codes_out
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
@@ -54,7 +55,7 @@ def load_encoding(
     is_config = Path(base[0]).suffix in YAMLS
     is_config |= base[0] in config_names() and not Path(base[0]).exists()
     model, config = (_of_config if is_config else _of_run)(base, overrides)
-    OmegaConf.update(config, "data.params.codes", None)  # the images are wanted
+    leave_codes_out(config)
     data = build_data(config.data)
     if not isinstance(data, DataModuleFromConfig):
         raise UserError(
@@ -84,7 +85,7 @@ def _of_config(
         )
     if params.get("ckpt_path") is None:
         params.transformer_config = _stand_in(params.transformer_config)
-        for name in OF_READING:
+        for name in _OF_READING:
             params.pop(name, None)
     model = instantiate_from_config(config.model, "model", "module")
     stage = model.first_stage_model
@@ -111,7 +112,7 @@ def _require_data(config: DictConfig) -> None:
 
 
 # In which order a transformer reads codes, which its stand-in does not.
-OF_READING = ("order", "anneal", "raster_share")
+_OF_READING = ("order", "anneal", "raster_share")
 
 
 class StandIn(nn.Module):

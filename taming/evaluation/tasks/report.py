@@ -185,11 +185,12 @@ def make_report(
     reference = sets.training.describe()
     if own.metrics:
         metrics[own.name] = own.metrics
-    described = {name: source.describe() for name, source in evaluated.items()}
     return {
         "metrics": metrics,
         "protocol": {own.name: own.protocol} if own.protocol else {},
-        "sets": own.sets or {**described, "reference": reference},
+        "sets": own.sets
+        or {name: source.describe() for name, source in evaluated.items()}
+        | {"reference": reference},
         "by_class": own.classes,
         "left_out": left_out,
     }
