@@ -56,6 +56,7 @@ from taming.evaluation.tasks.first_stage_comparison import (
     better_ends,
     comparison_picture,
     file_name,
+    level_rows,
     notes,
     reasons,
     table_rows,
@@ -213,6 +214,7 @@ def write(
     sentences = [*notes(results), *reasons(results), use_of_codes(results)]
     tables = [
         markdown_table(rows),
+        *level_tables(results),
         *sentences,
         *class_tables(results),
         *noted(result, preset, given or {}),
@@ -224,6 +226,12 @@ def write(
             write_pairs(r.values, path.parent / f"images-{file_name(r.name)}.csv")
     write_codes(results, path.parent)
     return path
+
+
+def level_tables(results: Sequence[FirstStageResult]) -> list[str]:
+    """One table, if any of the first stages has several levels."""
+    rows = level_rows(results)
+    return [markdown_table(rows)] if rows else []
 
 
 def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
@@ -284,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         given=job.given,
     )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
-    print(markdown_table(table_rows(results)))
+    print(markdown_table(table_rows(results)), *level_tables(results), sep="\n\n")
     print(use_of_codes(results))
     print(f"{path.name}, its .md, .tex and .png, and what is behind them are in {path.parent}")
     end_with_damaged(evaluator.runner.left_out)

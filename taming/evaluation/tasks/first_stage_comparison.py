@@ -45,10 +45,7 @@ COLUMNS = {
     "codebook_usage": Column("codes used", "{:.1%}"),
     "codebook_perplexity": Column("perplexity", "{:.1f}"),
 }
-OF_LEVELS = {
-    "codebook_usage_": Column("{} codes used", "{:.1%}"),
-    "codebook_perplexity_": Column("perplexity, {}", "{:.1f}"),
-}  # by the start of the metric; its end is the level
+OF_LEVELS = ("codebook_usage", "codebook_perplexity")  # and with "_<level>" of each level
 BY_RESIZE = "rfid_by_resize"
 PARAMETER_COLUMNS = ("encoder", "quantizer", "decoder", "total")
 SPEED_COLUMNS = {"encode": "encode/s", "decode": "decode/s", "both": "both/s"}
@@ -81,14 +78,29 @@ def table_rows(results: Sequence[FirstStageResult]) -> list[dict[str, Any]]:
 
 def _columns(results: Sequence[FirstStageResult]) -> dict[str, Column]:
     """The columns that any of them has a number for."""
-    names = dict.fromkeys(name for result in results for name in result.metrics)
-    levels = {
-        name: column._replace(title=column.title.format(name.removeprefix(start)))
-        for start, column in OF_LEVELS.items()
-        for name in names
-        if name.startswith(start)
-    }
-    return {name: column for name, column in (COLUMNS | levels).items() if name in names}
+    names = {name for result in results for name in result.metrics}
+    return {name: column for name, column in COLUMNS.items() if name in names}
+
+
+def level_rows(results: Sequence[FirstStageResult]) -> list[dict[str, str]]:
+    """A row per level, or scale, of each first stage that has several: how its codes are used."""
+    return [
+        {
+            "first stage": result.name,
+            "level": level,
+            **{
+                COLUMNS[name].title: COLUMNS[name].style.format(result.metrics[f"{name}_{level}"])
+                for name in OF_LEVELS
+            },
+        }
+        for result in results
+        for level in _levels(result)
+    ]
+
+
+def _levels(result: FirstStageResult) -> list[str]:
+    start = f"{OF_LEVELS[0]}_"
+    return [name.removeprefix(start) for name in result.metrics if name.startswith(start)]
 
 
 def _cells(result: FirstStageResult, there: Mapping[str, Column]) -> dict[str, str]:

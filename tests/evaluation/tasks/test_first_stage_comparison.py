@@ -16,6 +16,7 @@ from taming.evaluation.tasks.first_stage import FirstStageResult
 from taming.evaluation.tasks.first_stage_comparison import (
     better_ends,
     file_name,
+    level_rows,
     notes,
     reasons,
     table_rows,
@@ -103,6 +104,27 @@ def test_codes_of_levels_that_share_them_and_of_remapped_groups(unknown: str) ->
         )
         share = f"{used} of {codes} ({used / codes:.1%})"
         assert use_of_codes([levels]).startswith(f"Codes in use: a {share}. ")
+
+
+def test_levels_have_a_table_of_their_own() -> None:
+    """A row each, beside first stages of another number of them, or of none."""
+    of_levels = {"codebook_usage_1x1": 0.5, "codebook_perplexity_1x1": 2.0}
+    of_levels |= {"codebook_usage_2x2": 1.0, "codebook_perplexity_2x2": 3.14}
+    results = [
+        result("a", COLORS | of_levels, {}),
+        result("b", COLORS, {}),
+        result("c", {"codebook_usage_top": 0.25, "codebook_perplexity_top": 1.0}, {}),
+    ]
+    assert level_rows(results) == [
+        {"first stage": name, "level": level, "codes used": used, "perplexity": perplexity}
+        for name, level, used, perplexity in (
+            ("a", "1x1", "50.0%", "2.0"),
+            ("a", "2x2", "100.0%", "3.1"),
+            ("c", "top", "25.0%", "1.0"),
+        )
+    ]
+    assert not level_rows(results[1:2])
+    assert table_rows(results)[0].keys() == table_rows(results[1:2])[0].keys()
 
 
 def test_numbers_of_several_resizes_have_their_names() -> None:
