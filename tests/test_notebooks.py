@@ -170,6 +170,27 @@ def test_sampling_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(pictures) >= 7
 
 
+# Of several indices a position, of tables of their own, and of scales that share one.
+LEVELS: tuple[dict[str, Any], ...] = (
+    {
+        "n_embed": None,
+        "embed_dim": None,
+        "quantizer_config": {
+            "target": "taming.modules.vqvae.residual.ResidualQuantizer",
+            "params": {"n_codes": 5, "e_dim": 4, "levels": 2},
+        },
+    },
+    {
+        "n_embed": None,
+        "embed_dim": None,
+        "quantizer_config": {
+            "target": "taming.modules.vqvae.multi_scale.MultiScaleQuantizer",
+            "params": {"n_e": 4, "e_dim": 4, "scales": [1, 3, 4]},
+        },
+    },
+)
+
+
 @pytest.mark.slow
 def test_reconstruction_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
@@ -177,7 +198,9 @@ def test_reconstruction_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pixels = generator.integers(0, 255, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     smaller = {**FIRST_STAGE, "params": {**FIRST_STAGE["params"], "n_embed": 6}}
+    several = [{**FIRST_STAGE, "params": {**FIRST_STAGE["params"], **one}} for one in LEVELS]
     runs = [tiny_run(tmp_path / "a", smaller), tiny_run(tmp_path / "b")]
+    runs += [tiny_run(tmp_path / name, one) for name, one in zip("cd", several, strict=True)]
     monkeypatch.setenv("TAMING_RUNS", ", ".join(map(str, runs)))
     monkeypatch.setenv("TAMING_IMAGES", str(tmp_path))
     monkeypatch.setenv("TAMING_SIZE", "13")
@@ -187,12 +210,14 @@ def test_reconstruction_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     scores = re.findall(
         r"^(\w): L1 ([0-9.]+), PSNR (-?[0-9.]+) dB, usage ([0-9.]+)%", text, re.MULTILINE
     )
-    assert [score[0] for score in scores] == ["a", "b"]
+    assert [score[0] for score in scores] == ["a", "b", "c", "d"]
     assert all(0 < float(l1) < 2 and 0 < float(usage) <= 100 for _, l1, _, usage in scores)
     counts = re.findall(r"(\w): (\d+) of (\d+) codes occur", text)
-    assert [(name, total) for name, _, total in counts] == [("a", "6"), ("b", "20")]
+    assert [(name, total) for name, _, total in counts] == [
+        *(("a", "6"), ("b", "20"), ("c", "10"), ("d", "4"))
+    ]
     assert float(scores[0][3]) == pytest.approx(100 * int(counts[0][1]) / 6, abs=0.06)
-    assert len(pictures) == 6
+    assert len(pictures) == 8
 
 
 KINDS: dict[str, dict[str, Any]] = {

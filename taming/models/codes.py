@@ -307,6 +307,15 @@ def split_levels(quantizer: SeveralLevels, indices: Tensor, size: Size | None) -
     return quantizer.split_levels(indices)
 
 
+def grids_by_level(
+    quantizer: CodeTable, indices: Tensor, size: Size | None = None
+) -> dict[str, Tensor]:
+    """Indices as grids [B, h, w] by the name of their level; of one level alone, by ""."""
+    if isinstance(quantizer, SeveralLevels):
+        return split_levels(quantizer, indices, size)
+    return {"": indices}
+
+
 def size_of_codes(stage: FirstStage, images: Tensor) -> Size:
     """Rows and columns of the codes of images [B, C, H, W]."""
     height, width = images.shape[2:]
