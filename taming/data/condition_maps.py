@@ -15,6 +15,7 @@ from taming.data.files.images import (
     BadImage,
     Reading,
     image_mode_and_size,
+    read_labels,
     read_rgb,
     read_stored,
 )
@@ -158,7 +159,7 @@ class Labels(MapKind):
             labels = self.palette.labels_of(read_rgb(path, reading))
         else:
             self.header_size(path)
-            labels = read_stored(path, reading.upright)
+            labels = read_labels(path, reading.upright)
         if self.shift:
             labels = np.where(labels == UNLABELED, 0, labels.astype(np.int32) + 1)
         if (low := int(labels.min())) < 0 or labels.max() >= self.n_labels:

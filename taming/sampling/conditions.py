@@ -19,8 +19,8 @@ from taming.data.files.images import (
     damage_named,
     image_mode_and_size,
     orientation_of,
+    read_labels,
     read_rgb,
-    read_stored,
     turned,
 )
 from taming.data.files.tar_members import opened
@@ -62,7 +62,7 @@ def _read_gray(path: str) -> np.ndarray:
 
 
 def _read_labels(path: str) -> np.ndarray:
-    labels = read_stored(path).astype(np.int32)
+    labels = read_labels(path).astype(np.int32)
     if labels.ndim != 2:
         raise BadImage("is a picture in colors")
     return labels

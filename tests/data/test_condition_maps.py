@@ -48,6 +48,14 @@ def test_labels_of_palette_images_and_16_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Labels(257).read(path), [[256, 0]])
 
 
+def test_labels_are_not_read_of_jpegs(tmp_path: Path) -> None:
+    """Even where all numbers are labels: between two of them a JPEG has others."""
+    Image.fromarray(np.repeat(labels([3, 15]), 16, 0)).save(tmp_path / "a.jpg", quality=90)
+    with pytest.raises(BadImage, match="is a JPEG, whose compression changes labels"):
+        Labels(256).read(str(tmp_path / "a.jpg"))
+    assert Depth().read(str(tmp_path / "a.jpg")).shape == (16, 2)
+
+
 def test_labels_out_of_range(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", labels([0, 182]))
     with pytest.raises(BadImage, match="label 182, but with n_labels 182 labels go from 0 to 181"):

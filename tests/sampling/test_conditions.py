@@ -146,6 +146,12 @@ def test_cameras_that_were_turned(content: Any, orientation: int, tmp_path: Path
     assert (upright.reshape(*expected.shape, -1)[..., 0] == expected).all()
 
 
+def test_labels_are_not_read_of_jpegs(tmp_path: Path) -> None:
+    file = save(tmp_path / "labels.jpg", np.full((8, 8), 3, np.uint8))
+    with pytest.raises(DamagedImage, match="is a JPEG, whose .*; give a PNG of label numbers"):
+        read_input(segmentation_model().cond_stage_model, file)
+
+
 def test_labels_stay_one_hot_at_other_sizes(tmp_path: Path) -> None:
     stage = segmentation_model().cond_stage_model
     labels = np.arange(20)[:, None].repeat(30, 1) // 10

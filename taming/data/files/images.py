@@ -35,6 +35,7 @@ REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part
 
 # EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
 # that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
+JPEGS = ("JPEG", "MPO")  # Pillow's formats; cameras write the second
 ORIENTATION_TAG = 0x0112
 # Where Pillow finds it; in most images there is none of these.
 SOURCES_OF_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
@@ -138,6 +139,15 @@ def read_stored(path: str, upright: bool = True) -> np.ndarray:
         return turned(values, orientation_of(image)) if upright else values
 
 
+def read_labels(path: str, upright: bool = True) -> np.ndarray:
+    """The label numbers of a file as they are; raises `BadImage`, also for a JPEG, which has other
+    numbers at the edges than those that were saved."""
+    with damage_named(path), Image.open(opened(path)) as image:
+        if image.format in JPEGS:
+            raise BadImage("is a JPEG, whose compression changes labels (a PNG keeps them)")
+    return read_stored(path, upright)
+
+
 def read_rgb(path: str, reading: Reading = PLAIN) -> np.ndarray:
     """Decode an image file as uint8 (H, W, 3); raises `BadImage`.
 
@@ -182,7 +192,7 @@ def _decode_jpeg(content: bytes, image: Image.Image, least_side: int) -> np.ndar
     part that is there.
     """
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or not whole:
+    if image.format not in JPEGS or image.mode not in ("L", "RGB") or not whole:
         return None
     import cv2
 
