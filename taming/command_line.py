@@ -94,9 +94,10 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return as_called(super().format_help())
 
-    def flags(self) -> list[str]:
-        """All that `--help` shows."""
-        return [n for a in self._actions if a.help != argparse.SUPPRESS for n in a.option_strings]
+    def flags(self) -> dict[str, bool]:
+        """All that `--help` shows, and whether a value has to follow."""
+        shown = [a for a in self._actions if a.help != argparse.SUPPRESS]
+        return {name: a.nargs not in (0, "?") for a in shown for name in a.option_strings}
 
     def choices(self) -> dict[str, list[str]]:
         """The words of which one has to stand behind a flag, or in a place of another name."""
@@ -113,8 +114,7 @@ class Parser(argparse.ArgumentParser):
         """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
         flag, flags = word.partition("=")[0], [*self.flags(), *more]
         close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("-") else []
-        hint = f"; did you mean {close[0]}?" if close else ""
-        self.error(f"unknown argument {word}{hint}")
+        self.error(f"unknown argument {word}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 class _Asked(BaseException):

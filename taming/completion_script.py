@@ -21,6 +21,8 @@ def completion_script(
     words: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str] = (),
+    *,
+    switches: Mapping[str, Collection[str]],
 ) -> str:
     """The text that a shell, one of `SHELLS`, reads at its start.
 
@@ -29,10 +31,12 @@ def completion_script(
         values: names, one or several of which may follow flags, by `"FLAG"` of any command or
             `"COMMAND FLAG"`.
         or_paths: those of `values` in whose place a file or folder may be named as well.
+        switches: of every command the flags that no value has to follow, see `switches_of`. Behind
+            the others the shell offers files, if there are no names.
     """
     if shell == "fish":
-        return _fish(words, values, or_paths)
-    return _bash(words, values, or_paths, zsh=shell == "zsh")
+        return _fish(words, values, or_paths, switches)
+    return _bash(words, values, or_paths, switches, zsh=shell == "zsh")
 
 
 def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
@@ -40,6 +44,12 @@ def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
     subcommands, with the flags of their parsers; none if it has no parser."""
     parsers = _parsers_of(main)
     return sorted({word for p in parsers for word in (*_places(p), *p.flags())})
+
+
+def switches_of(main: Callable[[Sequence[str]], object]) -> list[str]:
+    """The flags of a command's parsers that no value has to follow."""
+    found = [each for parser in _parsers_of(main) for each in parser.flags().items()]
+    return sorted({flag for flag, has_value in found if not has_value})
 
 
 def choices_of(main: Callable[[Sequence[str]], object]) -> dict[str, list[str]]:
@@ -66,17 +76,22 @@ def _bash(
     words: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str],
+    switches: Mapping[str, Collection[str]],
     *,
     zsh: bool,
 ) -> str:
-    """A function that offers words of the command, or values of the last flag before the cursor.
+    """A function that offers words of the command, or values of the last flag before the cursor:
+    those that are known, or none.
 
     Where nothing begins as is typed, the shell offers files; so names that may be paths are offered
     when their first letter is there.
 
     `--base=name` is one word in zsh, and three in bash.
     """
-    cases = [f"    {name}) words='{' '.join(own)}' ;;" for name, own in words.items()]
+    cases = [
+        f"    {name}) words='{' '.join(own)}'; switches=' {' '.join(switches[name])} ' ;;"
+        for name, own in words.items()
+    ]
     unless = '; [ -n "$word" ] || words='
     keys = {(f"'{key}'" if " " in key else f"*' {key}'"): key for key in values}
     after = [
@@ -87,6 +102,7 @@ def _bash(
         *(_ZSH if zsh else []),
         "_taming() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" flag= start= place words=',
+        '  local switches= last="${COMP_WORDS[COMP_CWORD - 1]}"',
         f"  local commands='{' '.join(words)}'",
         '  if [ "$COMP_CWORD" -eq 1 ]; then words="$commands"; else',
         '  case "${COMP_WORDS[1]}" in',
@@ -100,6 +116,9 @@ def _bash(
         "       done ;;",
         "  esac",
         '  [ "$word" = "=" ] && word=',
+        '  if [ -n "$flag" ] && [[ "$switches" != *" $flag "* ]]; then',
+        '    case "${start:-$last}" in "$flag"|"="|"$flag=") words= ;; esac',
+        "  fi",
         '  case "${COMP_WORDS[1]} $flag" in',
         *after,
         "  esac",
@@ -114,6 +133,7 @@ def _fish(
     words: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str],
+    switches: Mapping[str, Collection[str]],
 ) -> str:
     lines = [
         "function __taming_after",  # whether the last flag before the cursor is one of these
@@ -134,7 +154,8 @@ def _fish(
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
             key = flag if flag in calls else f"{name} {flag}"
             found, only = calls.get(key), "" if key in or_paths else "-f "
-            lines.append(f"{seen} {option}" + (f" -r {only}-a '({found})'" if found else ""))
+            line = f"{seen} {option}" + (" -r" if found or flag not in switches[name] else "")
+            lines.append(line + (f" {only}-a '({found})'" if found else ""))
             if found:  # further ones
                 further = f"{is_it}; and __taming_after {flag}"
                 lines.append(f"complete -c taming -n '{further}' {only}-a '({found})'")

@@ -27,6 +27,7 @@ from taming.completion_script import (
     SHELLS,
     choices_of,
     completion_script,
+    switches_of,
     words_of,
 )
 from taming.errors import UserError, command
@@ -229,4 +230,5 @@ def completion(argv: Sequence[str]) -> None:
         **dict.fromkeys(of_models, published),
         "gallery --only": list(modules["gallery"].PICTURES),
     }
-    print(completion_script(shell, words, values, of_models))
+    switches = {name: switches_of(main) for name, main in mains.items()}
+    print(completion_script(shell, words, values, of_models, switches=switches))

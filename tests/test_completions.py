@@ -58,6 +58,12 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "sample", "-r", "''"), ""),
         (("taming", "train", "-r", "cin_"), ""),
         (("taming", "gallery", "--seed", "cl"), ""),
+        (("taming", "guide", "--mask", "''"), ""),  # a file: the shell's own
+        (("taming", "guide", "--mask=a"), ""),
+        (("taming", "guide", "--mask", "=", "''"), ""),
+        (("taming", "guide", "--mask", "a.png", "--fi"), "--film"),
+        (("taming", "guide", "--film", "--pas"), "--paste"),
+        (("taming", "configs", "--list", "''"), "--copy --help --list --outdir -h -o"),
         (
             ("taming", "download", "vqgan_imagenet_f16_1"),
             "vqgan_imagenet_f16_1024 vqgan_imagenet_f16_16384",
@@ -103,7 +109,9 @@ def test_fish_completes(completions: dict[str, str]) -> None:
         ("taming completion f", ["fish"]),
         ("taming preview --split va", ["validation"]),
         ("taming sample -r cin_", ["cin_transformer"]),
+        ("taming guide --mask pyproj", ["pyproject.toml"]),
+        ("taming guide --fil", ["--film"]),
     ):
         code = f"{completions['fish']}\ncomplete -C '{typed}'"
-        made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True)
+        made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert made.stdout.split() == expected and not made.stderr

@@ -24,6 +24,7 @@ from taming.guidance.objective import (
     weighted_file,
 )
 from taming.sampling.completion import HALVES
+from taming.sampling.conditions import read_picture
 from taming.shipped import script
 from taming.user_files import name_and_file, with_home
 
@@ -95,6 +96,8 @@ class Prompts(Guide):
             raise UserError(NO_TEXTS)
         if self.classes is not None and self.classifier is None:
             raise UserError(NO_CLASSES)
+        for path, _ in self._images:
+            read_picture(path)
 
     def files(self, encoder: ImageEncoder) -> dict[str, str | Path | None]:
         """The files that decide what is drawn, by their flags."""

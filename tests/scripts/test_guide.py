@@ -197,6 +197,10 @@ BAD = [
     (["--clip", "x", "--prompt", "red:0"], "no prompt with a weight other than 0"),
     (["--clip", "x", "--classes", "1"], "this guide knows no classes; give --classifier"),
     (["--clip", "x", "--image_prompt", "none.png"], "there is no image none.png"),
+    # Before what would have to be downloaded for it.
+    (["--features", "lpips:none.pth", "--image_prompt", "none.png"], "there is no image none.png"),
+    (["--features", "lpips:none.pth", "--image_prompt", "PHOTO:nan"], "the weight 'nan'"),
+    (["--features", "lpips:none.pth", "--image_prompt", "CUT"], "cut.png"),
     (["--classifier", "CLASSIFIER", "--prompt", "a fox"], "this guide reads no text; give --clip"),
     (["--classifier", "small:none.pt", "--prompt", "a fox"], "this guide reads no text"),
     (["--features", "lpips:none.pth", "--classes", "1"], "this guide knows no classes"),
@@ -229,7 +233,9 @@ def test_one_sentence_for_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Image.new("L", (12, 9), 255).save(tmp_path / "mask.png")
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:60])
     words = {"CLASSIFIER": classifier, "PHOTO": str(photo), "MASK": str(tmp_path / "mask.png")}
+    words |= {"CUT": str(tmp_path / "cut.png"), "PHOTO:nan": f"{photo}:nan"}
     with pytest.raises(SystemExit):
         guided(run, tmp_path / "out", *(words.get(flag, flag) for flag in flags))
     error = capsys.readouterr().err.strip()
