@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -96,22 +95,6 @@ def links_of(path: Path) -> list[str]:
     """Targets of links and pictures, but for those of the web."""
     targets = re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", path.read_text()))
     return [target for target in targets if "://" not in target]
-
-
-def source_of(path: Path) -> Path:
-    """What a page is made of, of those that docs/hooks/generated.py makes; else itself."""
-    place = Path(os.path.normpath(path))
-    kind, _, name = place.relative_to(ROOT).as_posix().removeprefix("docs/").partition("/")
-    made = {
-        "configs": ROOT / "configs" / name.replace(".md", ".yaml").replace("index.yaml", ""),
-        "notebooks": ROOT / "scripts" / name.replace(".md", ".ipynb"),
-        "project": ROOT / name.upper().replace(".MD", ".md"),
-        "reference": ROOT / Path(name).stem.replace(".", "/"),
-    }
-    if kind == "reference":
-        module = made[kind].with_suffix(".py")
-        return module if module.exists() else made[kind] / "__init__.py"
-    return made[kind] if kind in made and not path.exists() else place
 
 
 def anchors_of(path: Path) -> set[str]:

@@ -198,6 +198,18 @@ def test_pages_have_what_was_generated(site: Path) -> None:
     assert "from an image to codes" in notebook
 
 
+@pytest.mark.slow
+def test_links_to_files_of_the_repository_lead_to_their_pages(site: Path) -> None:
+    for page, link in (
+        ("concepts/orders.html", "../reference/python/taming.modules.transformer.orders.html"),
+        ("tutorials/first-stage.html", "../project/security.html"),
+        ("faq.html", "project/security.html"),
+        ("tutorials/scenes.html", "../notebooks/scenes.html"),
+        ("commands/configs.html", "../configs/index.html"),
+    ):
+        assert f'href="{link}"' in (site / page).read_text(), page
+
+
 def test_nothing_of_another_host_is_configured() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     assert SITE["theme"]["font"] is False and SITE["strict"] is True and "://" not in text
