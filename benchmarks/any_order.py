@@ -51,7 +51,7 @@ from taming.sampling import SampleSettings, requests_for_labels, sample_images
 from taming.sampling.completion import known_indices
 from taming.sampling.load import load_transformer
 from taming.sampling.requests import Request
-from taming.training.apart import train_apart
+from taming.training.apart import run_apart, train_apart
 
 ROOT = Path(__file__).parent.parent
 PATH = RESULTS / "any_order-cpu.json"
@@ -103,6 +103,7 @@ class Models(dict[str, Net2NetTransformer]):
     def __missing__(self, name: str) -> Net2NetTransformer:
         seeded, (config, *overrides) = ["--seed", str(self.seed)], MODELS[name]
         first = train(self.folder, f"vqgan_{self.seed}", "digits_vqgan", seeded)
+        overrides.append(f"model.params.first_stage_config={first}")
         length = 600 if name.startswith("raster") else self.steps
         run = train(
             self.folder,
@@ -112,12 +113,21 @@ class Models(dict[str, Net2NetTransformer]):
                 *seeded,
                 "--max_steps",
                 str(length),
-                f"model.params.first_stage_config={first}",
+                f"data.params.codes={self._codes(config, overrides)}",
                 *overrides,
             ],
         )
         self[name] = load_transformer(str(run), (), torch.device("cpu"))[0]
         return self[name]
+
+    def _codes(self, config: str, overrides: Sequence[str]) -> Path:
+        """The folder of what the first stage makes of the digits: with it training takes half the
+        time, and its losses are the same to the bit."""
+        place = self.folder / f"codes{'_no_class' * (FREE[0] in overrides)}_{self.seed}"
+        if not (place / "manifest.json").exists():
+            base = str(ROOT / f"configs/{config}.yaml")
+            run_apart(("encode", "--base", base, "--out", str(place), *overrides), self.folder)
+        return place
 
 
 def nats(model: Net2NetTransformer) -> float:
