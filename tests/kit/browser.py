@@ -132,8 +132,12 @@ class Page:
 
     def click(self, code: str) -> None:
         """Click an element in its middle."""
+        self.click_at(self.middle(code))
+
+    def middle(self, code: str) -> Point:
+        """Of an element, scrolled into view."""
         box = self.box(code)
-        self.click_at((box["x"] + box["width"] / 2, box["y"] + box["height"] / 2))
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def click_at(self, point: Point) -> None:
         self.drag([point])

@@ -206,8 +206,11 @@ def test_a_segmentation_is_painted_with_mouse_and_keys(tmp_path: Path) -> None:
         assert pixel(page, 0.5, 0.6) == swatch(page, 2)
         time.sleep(1)  # the page gets what keys paint a moment later
         page.wait(IDLE)
-        page.drag(places(page, end))
-        sample(page, "8 x 8 pixels, seed 0")  # at once, which tells of the stroke first
+        button, stroke = page.middle(SAMPLE), places(page, end)
+        page.drag(stroke)
+        page.click_at(button)  # at once, which tells of the stroke first
+        page.text("8 x 8 pixels, seed 0")
+        page.wait(IDLE)
         name = page.run(f"{VIEW}.getAttribute('aria-label')")
         assert name.startswith("A map of labels, 8 x 8 pixels")
         made = downloaded(page, "PNG", tmp_path / "painted")

@@ -153,7 +153,7 @@ export class BoxesSurface {
     }
   }
 
-  async value() {
+  value() {
     return { objects: this.boxes.objects.map(toPage) };
   }
 }

@@ -66,12 +66,19 @@ function tellNow() {
 document.documentElement.addEventListener("pointerleave", tellNow);
 window.addEventListener("blur", tellNow);
 
-async function tell() {
+function tell() {
   const from = opened;
-  const value = await surface.value();
-  if (from === opened) {
-    revision += 1;
-    setValue({ document: from, revision: `${from} ${Date.now()} ${revision}`, ...value });
+  const send = (value) => {
+    if (from === opened) {
+      revision += 1;
+      setValue({ document: from, revision: `${from} ${Date.now()} ${revision}`, ...value });
+    }
+  };
+  const value = surface.value();
+  if (value instanceof Promise) {
+    value.then(send);
+  } else {
+    send(value); // now: a button may be pressed next
   }
 }
 

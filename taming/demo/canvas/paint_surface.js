@@ -224,9 +224,10 @@ export class PaintSurface {
     }
   }
 
-  async value() {
+  value() {
     const { width, height, cell, labels } = this.args;
     const pixels = enlarge(this.painting.values, this.columns, this.lines, cell);
-    return { png: await encode(pixels, width, height, labels.length > 256) };
+    const png = encode(pixels, width, height, labels.length > 256);
+    return png instanceof Promise ? png.then((done) => ({ png: done })) : { png };
   }
 }

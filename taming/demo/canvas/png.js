@@ -22,6 +22,31 @@ async function through(bytes, stream) {
   return new Uint8Array(await new Response(piped).arrayBuffer());
 }
 
+const BLOCK = 65535; // bytes that a block of deflate can store
+
+/** Bytes as zlib has them, not made smaller. */
+function stored(bytes) {
+  const blocks = Math.max(1, Math.ceil(bytes.length / BLOCK));
+  const packed = new Uint8Array(2 + 5 * blocks + bytes.length + 4);
+  const view = new DataView(packed.buffer);
+  packed.set([0x78, 0x01]);
+  let [place, low, high] = [2, 1, 0];
+  for (let block = 0; block < blocks; block += 1) {
+    const part = bytes.subarray(block * BLOCK, (block + 1) * BLOCK);
+    packed[place] = block === blocks - 1 ? 1 : 0;
+    view.setUint16(place + 1, part.length, true);
+    view.setUint16(place + 3, part.length ^ 0xffff, true);
+    packed.set(part, place + 5);
+    place += 5 + part.length;
+  }
+  for (const byte of bytes) { // Adler-32
+    low = (low + byte) % 65521;
+    high = (high + low) % 65521;
+  }
+  view.setUint32(place, high * 65536 + low);
+  return packed;
+}
+
 function chunk(name, data) {
   const bytes = new Uint8Array(12 + data.length);
   const view = new DataView(bytes.buffer);
@@ -67,9 +92,22 @@ function base64(bytes) {
   return btoa(text);
 }
 
-/** A gray PNG, base64, of numbers row by row; `deep` with 16 bits instead of 8. */
-export async function encode(values, width, height, deep) {
-  const packed = await through(rows(values, width, height, deep), new CompressionStream("deflate"));
+const LARGE = 1 << 20; // bytes that are worth the time of making them fewer
+
+/**
+ * A gray PNG, base64, of numbers row by row; `deep` with 16 bits instead of 8. A promise of it if
+ * it is large; else it is there at once, before whatever else the page is about to do.
+ */
+export function encode(values, width, height, deep) {
+  const raw = rows(values, width, height, deep);
+  const png = (packed) => pngOf(packed, width, height, deep);
+  if (raw.length <= LARGE) {
+    return png(stored(raw));
+  }
+  return through(raw, new CompressionStream("deflate")).then(png);
+}
+
+function pngOf(packed, width, height, deep) {
   const parts = [
     Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10),
     header(width, height, deep),
