@@ -94,10 +94,10 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return as_called(super().format_help())
 
-    def flags(self) -> dict[str, bool]:
-        """All that `--help` shows, and whether a value has to follow."""
+    def flags(self) -> dict[str, int]:
+        """All that `--help` shows, and how many values have to follow: 0, 1, or 2 for several."""
         shown = [a for a in self._actions if a.help != argparse.SUPPRESS]
-        return {name: a.nargs not in (0, "?") for a in shown for name in a.option_strings}
+        return {n: {None: 1, 0: 0, "?": 0}.get(a.nargs, 2) for a in shown for n in a.option_strings}
 
     def choices(self) -> dict[str, list[str]]:
         """The words of which one has to stand behind a flag, or in a place of another name."""

@@ -8,11 +8,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from taming.command_line import Parser, parser_of
 
 SHELLS = ("bash", "zsh", "fish")
-CONFIG_FLAGS = ("--base", "-b", "configs --copy")
+YAML_FLAGS = ("--base", "-b")
+CONFIG_FLAGS = (*YAML_FLAGS, "configs --copy")
 MODEL_FLAGS = ("--resume", "-r")
 _ZSH = (  # which completes as bash does, where its own completion has been started
     "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }",
     "autoload -U +X bashcompinit && bashcompinit",
+)
+_FILES_IN_ZSH = (  # whose `compgen` gives all words, whatever is typed
+    '  if [ -n "$start" ] && [ -z "${(M)COMPREPLY[@]:#$start$word*}" ]; then',
+    '    local -a found; found=("$word"*(N)); COMPREPLY=("$start"${^found[@]})',
+    "  fi",
 )
 
 
@@ -22,7 +28,7 @@ def completion_script(
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str] = (),
     *,
-    switches: Mapping[str, Collection[str]],
+    takes: Mapping[str, Mapping[str, int]],
 ) -> str:
     """The text that a shell, one of `SHELLS`, reads at its start.
 
@@ -31,12 +37,12 @@ def completion_script(
         values: names, one or several of which may follow flags, by `"FLAG"` of any command or
             `"COMMAND FLAG"`.
         or_paths: those of `values` in whose place a file or folder may be named as well.
-        switches: of every command the flags that no value has to follow, see `switches_of`. Behind
-            the others the shell offers files, if there are no names.
+        takes: of every command how many values follow its flags, see `values_behind`. Where a value
+            is due that has no names, the shell offers files.
     """
     if shell == "fish":
-        return _fish(words, values, or_paths, switches)
-    return _bash(words, values, or_paths, switches, zsh=shell == "zsh")
+        return _fish(words, values, or_paths, takes)
+    return _bash(words, values, or_paths, takes, zsh=shell == "zsh")
 
 
 def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
@@ -46,10 +52,9 @@ def words_of(main: Callable[[Sequence[str]], object]) -> list[str]:
     return sorted({word for p in parsers for word in (*_places(p), *p.flags())})
 
 
-def switches_of(main: Callable[[Sequence[str]], object]) -> list[str]:
-    """The flags of a command's parsers that no value has to follow."""
-    found = [each for parser in _parsers_of(main) for each in parser.flags().items()]
-    return sorted({flag for flag, has_value in found if not has_value})
+def values_behind(main: Callable[[Sequence[str]], object]) -> dict[str, int]:
+    """How many values follow each flag of a command: 0, 1, or 2 for several."""
+    return dict(each for parser in _parsers_of(main) for each in parser.flags().items())
 
 
 def choices_of(main: Callable[[Sequence[str]], object]) -> dict[str, list[str]]:
@@ -76,20 +81,21 @@ def _bash(
     words: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str],
-    switches: Mapping[str, Collection[str]],
+    takes: Mapping[str, Mapping[str, int]],
     *,
     zsh: bool,
 ) -> str:
-    """A function that offers words of the command, or values of the last flag before the cursor:
-    those that are known, or none.
+    """A function that offers words of the command or, where the last flag before the cursor still
+    takes a value, those that are known of it, or none.
 
     Where nothing begins as is typed, the shell offers files; so names that may be paths are offered
     when their first letter is there.
 
-    `--base=name` is one word in zsh, and three in bash.
+    `--base=name` is one word in zsh, whose own completion of files does not look into it, and three
+    in bash.
     """
     cases = [
-        f"    {name}) words='{' '.join(own)}'; switches=' {' '.join(switches[name])} ' ;;"
+        f"    {name}) words='{' '.join(own)}'; {_counts(takes[name])} ;;"
         for name, own in words.items()
     ]
     unless = '; [ -n "$word" ] || words='
@@ -102,7 +108,7 @@ def _bash(
         *(_ZSH if zsh else []),
         "_taming() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" flag= start= place words=',
-        '  local switches= last="${COMP_WORDS[COMP_CWORD - 1]}"',
+        "  local one= several= number=",
         f"  local commands='{' '.join(words)}'",
         '  if [ "$COMP_CWORD" -eq 1 ]; then words="$commands"; else',
         '  case "${COMP_WORDS[1]}" in',
@@ -116,24 +122,38 @@ def _bash(
         "       done ;;",
         "  esac",
         '  [ "$word" = "=" ] && word=',
-        '  if [ -n "$flag" ] && [[ "$switches" != *" $flag "* ]]; then',
-        '    case "${start:-$last}" in "$flag"|"="|"$flag=") words= ;; esac',
+        '  if [ -n "$flag" ]; then',
+        "    number=$((COMP_CWORD - place))",
+        '    [ "${COMP_WORDS[place + 1]}" = "=" ] && [ "$number" -gt 1 ] && number=$((number - 1))',
+        '    [ -n "$start" ] && number=1',
+        '    case "$several$one" in',
+        '      *" $flag "*"/"*) words= ;;',
+        '      *"/"*" $flag "*) [ "$number" -eq 1 ] && words= || flag= ;;',
+        "      *) flag= ;;",
+        "    esac",
         "  fi",
         '  case "${COMP_WORDS[1]} $flag" in',
         *after,
         "  esac",
         '  COMPREPLY=($(compgen -P "$start" -W "$words" -- "$word"))',
+        *(_FILES_IN_ZSH if zsh else []),
         "}",
         "complete -o default -F _taming taming",
     ]
     return "\n".join(lines)
 
 
+def _counts(takes: Mapping[str, int]) -> str:
+    """The flags that take several values, and those that take one, for `_bash`."""
+    several, one = ([f for f, count in takes.items() if count == n] for n in (2, 1))
+    return f"several=' {' '.join(several)} /'; one=' {' '.join(one)} '"
+
+
 def _fish(
     words: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     or_paths: Collection[str],
-    switches: Mapping[str, Collection[str]],
+    takes: Mapping[str, Mapping[str, int]],
 ) -> str:
     lines = [
         "function __taming_after",  # whether the last flag before the cursor is one of these
@@ -149,14 +169,16 @@ def _fish(
         is_it = f"__fish_seen_subcommand_from {name}"
         seen = f"complete -c taming -n '{is_it}'"
         choices = [word for word in own if not word.startswith("-")]
-        lines += [f"{seen} -f -a '{' '.join(choices)}'"] if choices else []
+        if choices:  # of which one is enough; then come files
+            yet = f"{is_it}; and not __fish_seen_subcommand_from {' '.join(choices)}"
+            lines.append(f"complete -c taming -n '{yet}' -f -a '{' '.join(choices)}'")
         for flag in (word for word in own if word.startswith("-")):
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
             key = flag if flag in calls else f"{name} {flag}"
-            found, only = calls.get(key), "" if key in or_paths else "-f "
-            line = f"{seen} {option}" + (" -r" if found or flag not in switches[name] else "")
+            found, only = calls.get(key), "" if key in (*or_paths, *YAML_FLAGS) else "-f "
+            line = f"{seen} {option}" + (" -r" if takes[name].get(flag) else "")
             lines.append(line + (f" {only}-a '({found})'" if found else ""))
-            if found:  # further ones
+            if found and takes[name][flag] > 1:
                 further = f"{is_it}; and __taming_after {flag}"
                 lines.append(f"complete -c taming -n '{further}' {only}-a '({found})'")
     return "\n".join(lines)

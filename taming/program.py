@@ -27,7 +27,7 @@ from taming.completion_script import (
     SHELLS,
     choices_of,
     completion_script,
-    switches_of,
+    values_behind,
     words_of,
 )
 from taming.errors import UserError, command
@@ -230,5 +230,5 @@ def completion(argv: Sequence[str]) -> None:
         **dict.fromkeys(of_models, published),
         "gallery --only": list(modules["gallery"].PICTURES),
     }
-    switches = {name: switches_of(main) for name, main in mains.items()}
-    print(completion_script(shell, words, values, of_models, switches=switches))
+    takes = {name: values_behind(main) for name, main in mains.items()}
+    print(completion_script(shell, words, values, of_models, takes=takes))

@@ -58,6 +58,8 @@ def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> 
         (("taming", "sample", "-r", "''"), ""),
         (("taming", "train", "-r", "cin_"), ""),
         (("taming", "gallery", "--seed", "cl"), ""),
+        (("taming", "reconstruct", "-r", "run", "ll"), ""),  # no further one
+        (("taming", "reconstruct", "-r", "ll"), "llamagen_vq16 llamagen_vq16_t2i llamagen_vq8"),
         (("taming", "guide", "--mask", "''"), ""),  # a file: the shell's own
         (("taming", "guide", "--mask=a"), ""),
         (("taming", "guide", "--mask", "=", "''"), ""),
@@ -84,12 +86,14 @@ def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], exp
 def test_zsh_completes(completions: dict[str, str]) -> None:
     """By the function that bash calls, of whose words it takes those that begin as is typed."""
     tail = "\necho ${_comps[taming]}; COMP_WORDS=(taming train --no-t); COMP_CWORD=2; "
-    tail += 'setopt ksharrays; _taming; echo "${COMPREPLY[@]}"; '
-    tail += 'COMP_WORDS=(taming train --base=digits_vq); _taming; echo "${COMPREPLY[@]}"'
+    tail += 'setopt ksharrays; _taming; echo "${COMPREPLY[@]}"'
+    for word in ("--base=digits_vq", "--base=pyproj"):
+        tail += f'; COMP_WORDS=(taming train {word}); _taming; echo "${{COMPREPLY[@]}}"'
     made = subprocess.run(
-        ["zsh", "-f", "-c", completions["zsh"] + tail], capture_output=True, text=True
+        ["zsh", "-f", "-c", completions["zsh"] + tail], capture_output=True, text=True, cwd=ROOT
     )
-    used, words, joined = made.stdout.splitlines()
+    used, words, joined, file = made.stdout.splitlines()
+    assert file == "--base=pyproject.toml"
     assert "--base=digits_vqgan" in joined.split()
     assert "_taming" in used and "--no-test" in words.split() and not made.stderr
 
@@ -111,6 +115,10 @@ def test_fish_completes(completions: dict[str, str]) -> None:
         ("taming sample -r cin_", ["cin_transformer"]),
         ("taming guide --mask pyproj", ["pyproject.toml"]),
         ("taming guide --fil", ["--film"]),
+        ("taming train --base ./pyproj", ["./pyproject.toml"]),
+        ("taming export diffusers pyproj", ["pyproject.toml"]),
+        ("taming reconstruct -r run pyproj", ["pyproject.toml"]),
+        ("taming reconstruct -r run llam", []),
     ):
         code = f"{completions['fish']}\ncomplete -C '{typed}'"
         made = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, cwd=ROOT)
