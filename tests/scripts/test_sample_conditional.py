@@ -324,3 +324,35 @@ def test_the_page_waits_for_what_the_command_imports() -> None:
     line = [sys.executable, "-c", FIRST_MODULE, str(SCRIPT)]
     said = subprocess.run(line, capture_output=True, text=True).stderr.splitlines()
     assert said[-1] == "taming.demo.arguments"
+
+
+DRAWING = """
+import atexit, sys, time
+from threading import Thread
+
+import torch
+
+from taming.demo.__main__ import run_server
+
+def draw():
+    layer, x = torch.nn.Conv2d(64, 64, 3), torch.rand(8, 64, 64, 64)
+    with torch.no_grad():
+        while True:
+            layer(x)
+
+def server():
+    atexit.register(print, "cleaned")
+    Thread(target=draw, daemon=True).start()
+    time.sleep(0.5)
+    sys.exit(int(sys.argv[1]))
+
+run_server(server)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_server_that_ends_while_something_is_drawn(code: int) -> None:
+    """With its own code, not by an abort."""
+    line = [sys.executable, "-c", DRAWING, str(code)]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "cleaned\n", "")
