@@ -6,6 +6,7 @@ streamlit run scripts/sample_conditional.py -- -r logs/<run>
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 # Streamlit puts the script's own folder on the path, not the clone that the package is in. In an
@@ -29,6 +30,9 @@ def main() -> None:
     st.title("Sample an image")
     st.markdown(ABOUT)
     with st.spinner("Starting"), many_imports():  # they take seconds
+        # First, and waited for, what `taming demo` is importing in another thread: two threads that
+        # import the same modules from two ends meet modules that are not whole.
+        import_module("taming.demo.arguments")
         from taming.demo import page
     page.main()
 

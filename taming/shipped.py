@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from taming.errors import UserError, absence
@@ -62,12 +66,30 @@ def is_installed() -> bool:
     return shipped("scripts").parent == Path(__file__).parent
 
 
-def script(name: str) -> str:
-    """How messages call a script: `scripts/sample_fast.py` in a clone, which has it, and else
-    `taming sample`. "main" is main.py."""
+def in_clone() -> bool:
+    """Whether the current folder is a clone's, so that its files are called by their names."""
+    with suppress(OSError):  # of a folder that is gone
+        return not is_installed() and os.path.samefile(os.curdir, shipped("scripts").parent)
+    return False
+
+
+def has_commands() -> bool:
+    """Whether messages call subcommands of `taming`: in an installation, also one of a clone whose
+    folder is not the current one."""
     if is_installed():
+        return True
+    beside = shutil.which("taming", path=os.path.dirname(sys.executable))
+    return not in_clone() and (beside or shutil.which("taming")) is not None
+
+
+def script(name: str) -> str:
+    """How messages call a script, so that it can be typed where they are read: in the folder of a
+    clone `scripts/sample_fast.py`, elsewhere `taming sample`, or the file's whole path where there
+    is no such command. "main" is main.py."""
+    if has_commands():
         return f"taming {subcommand_of(name)}"
-    return "main.py" if name == MAIN else f"scripts/{name}.py"
+    file = "main.py" if name == MAIN else f"scripts/{name}.py"
+    return file if in_clone() else shlex.quote((shipped("scripts").parent / file).as_posix())
 
 
 def subcommand_of(name: str) -> str:
@@ -77,11 +99,13 @@ def subcommand_of(name: str) -> str:
 
 def extra(*names: str) -> str:
     """What installs extras: by the name of the package where it is installed, of which pip then
-    fetches nothing else; in a clone from the clone, as indexes have another package of the name."""
+    fetches nothing else; from a clone where it is one, as indexes have another package of the
+    name."""
     which = ",".join(names)
     if is_installed():
         return f"pip install 'taming-transformers[{which}]'"
-    return f"pip install -e '.[{which}]'"
+    place = "." if in_clone() else shipped("scripts").parent.as_posix()
+    return f"pip install -e {shlex.quote(f'{place}[{which}]')}"
 
 
 def run_script(name: str) -> str:
@@ -102,7 +126,7 @@ def script_of(line: Sequence[str]) -> tuple[str, list[str]]:
 def runnable(line: Sequence[str]) -> list[str]:
     """Such a line as it is run here."""
     name, words = script_of(line)
-    return [*run_script(name).split(), *words]
+    return [*shlex.split(run_script(name)), *words]
 
 
 _CALL = re.compile(r"(torchrun [^`]*?)?(?:python |streamlit run )?scripts/(\w+)\.py")
@@ -110,8 +134,8 @@ _CALL = re.compile(r"(torchrun [^`]*?)?(?:python |streamlit run )?scripts/(\w+)\
 
 def as_called(text: str) -> str:
     """A text, such as a help, with the subcommands in place of the scripts' files that it names,
-    where there are subcommands alone."""
-    if not is_installed():
+    where these are what is called."""
+    if not has_commands():
         return text
     text = _CALL.sub(lambda m: f"{m[1]}-m {script(m[2])}" if m[1] else script(m[2]), text)
     return re.sub(r"(?:python )?\bmain\.py", script(MAIN), text)

@@ -49,6 +49,12 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages call scripts as in the clone's folder, whichever one a test is in."""
+    monkeypatch.setattr("taming.shipped.in_clone", lambda: True)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache, with nothing in it yet."""

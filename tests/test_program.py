@@ -29,6 +29,7 @@ from taming.shipped import (
     config_names,
     extra,
     find_config,
+    in_clone,
     run_script,
     runnable,
     script,
@@ -130,6 +131,30 @@ def test_messages_name_the_commands_that_are_there(monkeypatch: pytest.MonkeyPat
     assert extra("guide") == "pip install 'taming-transformers[guide]'"
     assert [script("main"), run_script("download_models")] == ["taming train", "taming download"]
     assert {run_script(name) for name in SCRIPTS.values()} == {f"taming {own}" for own in SCRIPTS}
+
+
+def test_messages_name_what_is_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editable installation has no scripts in other folders than its own."""
+    monkeypatch.setattr(shipped_files, "in_clone", in_clone)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/taming")
+    helped = "`python scripts/digits.py`, or main.py"
+    monkeypatch.chdir(ROOT)
+    assert [run_script("digits"), as_called(helped)] == ["python scripts/digits.py", helped]
+    assert extra("demo") == "pip install -e '.[demo]'"
+    monkeypatch.chdir(tmp_path)
+    assert [script("sample_fast"), run_script("main")] == ["taming sample", "taming train"]
+    assert as_called(helped) == "`taming digits`, or taming train"
+    assert shlex.split(extra("demo")) == ["pip", "install", "-e", f"{ROOT.as_posix()}[demo]"]
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)  # a clone that is not installed
+    python, path = shlex.split(run_script("digits"))
+    assert python == "python" and Path(path) == ROOT / "scripts/digits.py"
+    assert as_called(helped) == helped
+    assert runnable(["taming", "digits", "-n", "1"]) == [python, path, "-n", "1"]
+    assert script_of([script("main"), "-t"]) == ("main", ["-t"])
+    tmp_path.rmdir()
+    assert not in_clone()
 
 
 def test_an_installation_is_told_of_no_files_of_a_clone(

@@ -6,9 +6,11 @@ wrong with the page's own words, those behind `--`, ends the command as soon as 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Thread
 
 from streamlit.web import cli
@@ -37,6 +39,29 @@ def words_of_page(argv: Sequence[str]) -> list[str]:
     return [*argv[list(argv).index("--") + 1 :]] if "--" in argv else []
 
 
+def run_server(server: Callable[[], object]) -> None:
+    """Serve until the server ends, and leave the process with its code, after what others have
+    registered for its end.
+
+    Python's own end would throw the thread that draws out of torch's code, which C++ answers with
+    an abort of the process. To be called before others register anything.
+    """
+    code = 1  # of an exception, which Python prints
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)
+    try:
+        server()
+        code = 0
+    except SystemExit as stop:
+        code = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
+        raise
+
+
 if __name__ == "__main__":
     Thread(target=begin_page, args=(words_of_page(sys.argv),), daemon=True).start()
-    cli.main(prog_name="streamlit")
+    run_server(partial(cli.main, prog_name="streamlit"))

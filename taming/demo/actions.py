@@ -30,7 +30,7 @@ class Action(NamedTuple):
 
 
 def _show_history(desk: Desk) -> None:
-    show_history()
+    show_history(desk.arguments.resume)
 
 
 def _show_link(desk: Desk) -> None:

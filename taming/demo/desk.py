@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from taming.checkpoint.runs import name_of
 from taming.demo.arguments import PageArguments
 from taming.demo.drawing import Drawn, draw, requests_for_inputs
 from taming.demo.links import Choices
-from taming.demo.runs import Loaded
+from taming.demo.runs import Loaded, is_gone, load
+from taming.errors import UserError
 from taming.guidance.arguments import Guide
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import SampleSettings
@@ -49,6 +51,15 @@ class Desk:
     def model(self) -> Net2NetTransformer:
         """The run's."""
         return self.loaded.model
+
+    def model_of(self, drawn: Drawn) -> Net2NetTransformer:
+        """That of samples, to draw parts of them again; UserError if its run is gone."""
+        if drawn.run != self.run and is_gone(drawn.run, self.arguments.resume):
+            raise UserError(
+                f"the run of this image, {name_of(drawn.run)}, is not there any more, so that "
+                "nothing can be drawn with it; show another image, or press Sample"
+            )
+        return load(self.arguments.of(drawn.run), self.data).model
 
     def draw(self, settings: SampleSettings, link: Mapping[str, str]) -> Drawn:
         """Samples of the inputs, with these settings in place of those that are chosen."""

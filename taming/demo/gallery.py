@@ -9,7 +9,6 @@ from taming.demo.drawing import Drawn, draw_again
 from taming.demo.history import history, show_changed, spaced, undo
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.demo.plain_text import escaped
-from taming.demo.runs import load
 from taming.demo.settings import known_to
 from taming.pictures import enlarged
 from taming.sampling.sizes import pixels_per_token
@@ -43,9 +42,10 @@ def show_regions(desk: Desk) -> None:
         return
     result: Drawn = st.session_state.result
     number = _choose_image(result)
-    model = load(desk.arguments.of(result.run), desk.data).model
-    cell = pixels_per_token(model)
     left, right = st.columns([3, 2])
+    right.button("Undo the drawing", key="undo", on_click=undo, disabled=not history().past)
+    model = desk.model_of(result)
+    cell = pixels_per_token(model)
     at_once = left.toggle(AT_ONCE, True, key="at once")
     marked = paint_mask(
         "region canvas",
@@ -54,7 +54,6 @@ def show_regions(desk: Desk) -> None:
         at_once=at_once,
         version=(number, history().shown),  # of each, as a mask is for one picture
     )
-    right.button("Undo the drawing", key="undo", on_click=undo, disabled=not history().past)
     pressed = not at_once and st.button(
         "Draw the region again", key="again", type="primary", disabled=marked is None
     )

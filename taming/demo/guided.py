@@ -14,7 +14,6 @@ from taming.demo.drawing import Drawn, requests_for_inputs
 from taming.demo.history import history, show_new
 from taming.demo.links import GUIDANCE
 from taming.demo.paper import kept_tokens, paint_mask
-from taming.demo.runs import load
 from taming.errors import UserError
 from taming.guidance import CodeGrids, GuideSettings, GuideStep, Objective, Start, guide
 from taming.guidance.arguments import Guide
@@ -141,7 +140,7 @@ def _of_result(desk: Desk, result: Drawn) -> Begun:
     if count > 1:
         number = int(st.number_input("Image", 1, count, 1, key="guided image")) - 1
     st.caption("Paint where it may change; with nothing painted, it may everywhere.")
-    model = load(desk.arguments.of(result.run), desk.data).model
+    model = desk.model_of(result)
     cell, version = pixels_per_token(model), (number, history().shown)
     marked = paint_mask("guide canvas", result.images[number], cell, version=version)
     free = None if marked is None else ~kept_tokens(marked, cell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import streamlit as st
@@ -12,6 +12,8 @@ from taming.checkpoint.runs import name_of
 from taming.demo.drawing import Drawn, zipped
 from taming.demo.links import forget_problems
 from taming.demo.plain_text import escaped
+from taming.demo.runs import SHOWN as SHOWN_RUN
+from taming.demo.runs import is_gone
 from taming.pictures import enlarged
 
 MOST_ENTRIES = 40
@@ -96,12 +98,22 @@ def undo() -> None:
     _show(history().past.pop())
 
 
-def restore(drawn: Drawn) -> None:
-    """Show an entry again, and set the page to what it was drawn with."""
+def restore(drawn: Drawn, given: Sequence[str]) -> None:
+    """Show an entry again, and set the page to what it was drawn with, if its run is still there;
+    `given` are those of the command line."""
     _show(drawn)
     history().past.clear()
     history().turns += 1
-    st.session_state.wanted = dict(drawn.link)
+    forget_problems()
+    if is_gone(drawn.run, given):
+        st.session_state.problems.append(
+            f"the run of this entry, {name_of(drawn.run)}, is not there any more; its image is "
+            "shown, but nothing can be drawn with it"
+        )
+        if st.session_state.get(SHOWN_RUN) == drawn.run:  # which would be said once more
+            del st.session_state[SHOWN_RUN]
+    else:
+        st.session_state.wanted = dict(drawn.link)
 
 
 def clear() -> None:
@@ -109,8 +121,8 @@ def clear() -> None:
     history().entries.clear()
 
 
-def show_history() -> None:
-    """The entries, and what can be done with them."""
+def show_history(given: Sequence[str]) -> None:
+    """The entries, and what can be done with them; `given` are the command line's runs."""
     entries = history().entries
     if not entries:
         st.caption("What you draw is listed here, until the page is closed.")
@@ -129,7 +141,7 @@ def show_history() -> None:
             images = f" and {more} more image{'s' * (more > 1)}" if more > 0 else ""
             name = escaped(name_of(drawn.run))
             text.caption(f"**{number}. {name}**{images}  \n{escaped(drawn.caption)}")
-            text.button("Restore", key=f"restore {number}", on_click=restore, args=(drawn,))
+            text.button("Restore", key=f"restore {number}", on_click=restore, args=(drawn, given))
 
 
 def spaced(image: Image.Image) -> Image.Image:

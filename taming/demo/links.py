@@ -225,6 +225,13 @@ class Choices:
         self.values[name] = text_of(value)
         return value
 
+    def toggle(self, label: str, key: str) -> bool:
+        """A switch that no link holds, off at first and then as it was left."""
+        if key not in st.session_state:
+            st.session_state[key] = self.kept.get(key, False)
+        self._shown.append(key)
+        return bool(st.toggle(label, key=key))
+
     def lines(self, label: str, name: str, *, key: str, place: Place, **options: Any) -> str:
         """A text of several lines, empty at first; `options` are of `st.text_area`."""
         self.begin(name, key, "", str, keep=True)

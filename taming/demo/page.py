@@ -26,6 +26,7 @@ from taming.sampling.arguments import RunArguments
 from taming.sampling.inputs import SampleInputs, condition_images
 from taming.sampling.sizes import pixels_per_token
 
+READS = "Show what the model reads"
 MOST_RATIO = 1.5  # width by height of a canvas that leaves room beside it
 
 
@@ -47,10 +48,9 @@ def show() -> None:
         inputs, keep, kept = choose_beginning(loaded, choices, arguments)
     settings, seed, count = choose_settings(loaded.model, choices)
     with left:
-        if inputs is not None:
-            pictures = pictures_of(loaded, inputs, kept, run_arguments)
-            with st.expander("What the model reads") if painting else st.container():
-                show_pictures(pictures)
+        # Every stroke would compute them, so that while painting they are there for the asking.
+        if inputs is not None and (not painting or choices.toggle(READS, "reads")):
+            show_pictures(pictures_of(loaded, inputs, kept, run_arguments))
     desk = Desk(
         run,
         loaded,

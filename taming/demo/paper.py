@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from taming.data.conditional_builder.objects_center_points import Canvas
 from taming.data.helper_types import mirrored
 from taming.data.seeding import SeededDataset
 from taming.demo.links import Choices
@@ -184,7 +185,8 @@ def paint_boxes(
     builder = scenes.builders_of(data)[model.cond_stage_key]
     numbers = data.category_number
     ordered = sorted(data.categories.values(), key=lambda one: numbers[one.id])
-    labels = labels_of([category.name for category in ordered])
+    # As in the pictures of what the model reads.
+    labels = [Label(category.name, Canvas.color(numbers[category.id])) for category in ordered]
     first: list[dict[str, Any]] = []
     if begin is not None and begin.scene is not None:
         first = objects_of(begin.scene, builder, data.get_textual_label_for_category_no)

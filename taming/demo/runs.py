@@ -20,7 +20,7 @@ from taming.published_models import located
 from taming.sampling.arguments import DataArguments, RunArguments
 from taming.sampling.inputs import class_names
 from taming.sampling.load import open_dataset
-from taming.shipped import run_script, script
+from taming.shipped import run_script
 from taming.user_files import read_text
 
 LOGS = Path("logs")
@@ -50,10 +50,19 @@ def found_runs(given: Sequence[str]) -> list[str]:
     found = [*dict.fromkeys(given), *map(str, reversed(more))]  # the newest first
     if not found:
         raise UserError(
-            f"there is no run of a transformer in logs/: train one ({run_script('main')} with a "
-            f"transformer's YAML), fetch one ({script('download_models')}), or name one with -r"
+            f"there is no run of a transformer in logs/: train one ({run_script('digits')} does in "
+            f"minutes; or {run_script('main')} with a transformer's YAML), fetch one "
+            f"({run_script('download_models')}), or name one with -r"
         )
     return found
+
+
+def is_gone(run: str, given: Sequence[str]) -> bool:
+    """Whether a run, as `found_runs` has called it, is not there any more."""
+    try:
+        return run not in found_runs(given)
+    except UserError:
+        return True
 
 
 def has_transformer(run: Path) -> bool:

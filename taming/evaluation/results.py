@@ -91,7 +91,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
     """What a result's `command` is: how the script of that name is called here, and the arguments
     of its `main`."""
-    return [*called(script).split(), *(sys.argv[1:] if argv is None else argv)]
+    return [*shlex.split(called(script)), *(sys.argv[1:] if argv is None else argv)]
 
 
 def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:

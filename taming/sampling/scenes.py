@@ -112,8 +112,10 @@ def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene
     if not path.is_file():
         raise UserError(absence("layout", path))
     content = load_yaml(path, lambda file: yaml.safe_load(read_text(file)), "neither YAML nor JSON")
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, list):
         raise UserError(f"{path} must be a list of objects, each with a class and a box")
+    if not content:
+        raise UserError(f"{path} has no objects; give at least one, with a class and a box")
     builder = builder_of(dataset, key)
     if len(content) > builder.no_max_objects:
         raise UserError(

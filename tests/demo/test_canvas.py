@@ -105,3 +105,19 @@ def test_the_class_of_a_box_is_chosen_with_it(page: Page) -> None:
     page.key("n")
     names = "[...document.querySelectorAll('#boxes li')].map(e => e.innerText.trim())"
     assert page.run(names) == ["sea", "sky", "sea"]
+
+
+def test_boxes_that_are_added_with_keys_lie_beside_each_other(page: Page) -> None:
+    first = [{"class": "sea", "box": [0.4, 0.4, 0.3, 0.3]}]
+    show(page, "added", {"sea": RED}, mode="boxes", first=first, most=40)
+    page.run(f"{VIEW}.focus()")
+    page.run(
+        "window.addEventListener('message', e => { const v = e.data?.value;"
+        " if (v?.document === 'added') { window.told = v.objects } })"
+    )
+    for _ in range(39):
+        page.key("n")
+    told = page.wait("window.told?.length === 40 && window.told")
+    corners = {(round(one["box"][0], 2), round(one["box"][1], 2)) for one in told}
+    assert len(corners) == 40 and told[1]["box"] == [0.35, 0.35, 0.3, 0.3]
+    assert all(x + w <= 1 and y + h <= 1 for x, y, w, h in (one["box"] for one in told))

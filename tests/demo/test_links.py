@@ -229,6 +229,30 @@ def test_what_was_drawn_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.session_state.history.entries == [] and page.session_state.result is first
 
 
+def test_an_entry_whose_run_is_gone_is_shown_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "one_more"):
+        tiny_run(Path("logs", name), GUIDED)
+    page = app(monkeypatch, None, link="run=one&seed=7&guidance=2.0")
+    sampled(page)
+    first = page.session_state.result
+    Path("logs/one").rename("elsewhere")
+    sentences = [
+        "the run of this entry, one, is not there any more; its image is shown, but nothing can be "
+        "drawn with it"
+    ]
+    for noticed in (False, True):  # that it is gone, before the entry is restored
+        page.button(key="restore 1").click().run()
+        assert [as_read(warning.value) for warning in page.warning] == sentences, noticed
+        assert page.session_state.result is first and linked(page)["run"] == "one_more"
+        assert error_of(page).startswith("the run of this image, one, is not there any more, so")
+        assert page.button(key="undo").disabled
+        sampled(page)
+        assert not page.warning and page.session_state.result.run == "logs/one_more"
+    Path("elsewhere").rename("logs/one")
+    page.button(key="restore 1").click().run()
+    assert not page.warning and not page.error and linked(page)["run"] == "one"
+
+
 def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     page = page_of(monkeypatch)
     sampled(page)

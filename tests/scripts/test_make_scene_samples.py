@@ -189,6 +189,7 @@ def test_damaged_images_are_left_out_and_what_is_there_is_not_counted(
         ("- {class: person}", "must have a class and a box"),
         ("- {class: person, box: [0, 0, 1, 1], colour: red}", "perhaps group"),
         ("person", "must be a list of objects"),
+        ("[]", "a.yaml has no objects; give at least one, with a class and a box"),
         ("- {class: [", "neither YAML nor JSON"),
         ("- {class: person, box: [0, 0, 1, 1]}\n" * 4, "4 objects; this model knows 3"),
     ],

@@ -56,6 +56,17 @@ COORDINATES: dict[str, Any] = {
     "cond_stage_key": "coord",
     "transformer_config": WIDE,
 }
+FIRST_MODULE = """
+import runpy, sys
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("taming.demo."):
+            sys.exit(name)
+
+sys.meta_path.insert(0, Stop())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 # Changes to the model, and the names under the pictures of its condition.
 KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "class": ({}, 1),
@@ -306,3 +317,42 @@ def test_models_of_several_orders_are_sampled_in_them(
     sampled(page)
     ((_, used, _),) = calls
     assert used == SampleSettings(top_k=used.top_k, **settings)
+
+
+def test_the_page_waits_for_what_the_command_imports() -> None:
+    """`taming demo` begins with this module in a thread of its own."""
+    line = [sys.executable, "-c", FIRST_MODULE, str(SCRIPT)]
+    said = subprocess.run(line, capture_output=True, text=True).stderr.splitlines()
+    assert said[-1] == "taming.demo.arguments"
+
+
+DRAWING = """
+import atexit, sys, time
+from threading import Thread
+
+import torch
+
+from taming.demo.__main__ import run_server
+
+def draw():
+    layer, x = torch.nn.Conv2d(64, 64, 3), torch.rand(8, 64, 64, 64)
+    with torch.no_grad():
+        while True:
+            layer(x)
+
+def server():
+    atexit.register(print, "cleaned")
+    Thread(target=draw, daemon=True).start()
+    time.sleep(0.5)
+    sys.exit(int(sys.argv[1]))
+
+run_server(server)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_server_that_ends_while_something_is_drawn(code: int) -> None:
+    """With its own code, not by an abort."""
+    line = [sys.executable, "-c", DRAWING, str(code)]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "cleaned\n", "")

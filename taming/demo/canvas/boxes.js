@@ -52,14 +52,28 @@ export class Boxes {
     return this.objects.map((one, n) => (n === this.chosen ? { ...one, ...changes } : one));
   }
 
-  /** A box in the middle, for those who have no pointer; false if there are enough. */
-  add(name, box = { x: 0.35, y: 0.35, width: 0.3, height: 0.3 }) {
+  /** A box in the middle, or beside one there, for those who have no pointer; false if there are
+   * enough. */
+  add(name) {
     if (this.objects.length >= this.most) {
       return false;
     }
+    const box = { ...this.freePlace(), width: 0.3, height: 0.3 };
     const made = this.replace([...this.objects, { class: name, ...box }]);
     this.chosen = this.objects.length - 1;
     return made;
+  }
+
+  /** The first place, along a line from the middle, that no box begins at. Its two rows of steps
+   * have no factor in common, so that there are 182 places. */
+  freePlace() {
+    const place = (n) => ({ x: ((7 + n) % 14) * 0.05, y: ((7 + n) % 13) * 0.05 });
+    const near = (a, b) => Math.abs(a.x - b.x) < LEAST && Math.abs(a.y - b.y) < LEAST;
+    let number = 0;
+    while (number < 182 && this.objects.some((one) => near(one, place(number)))) {
+      number += 1;
+    }
+    return place(number);
   }
 
   remove() {

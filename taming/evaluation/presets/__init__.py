@@ -7,6 +7,7 @@ of its code, and, for scenes, "High-Resolution Complex Scene Synthesis with Tran
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,7 +150,7 @@ def command_of(entry: Preset, run: str | None = None) -> list[str]:
         return []
     run = run or (published_models()[entry.model].folder if entry.model else RUN)
     config = f"configs/{entry.config}.yaml" if entry.config else None
-    words = called(entry.script).split()
+    words = shlex.split(called(entry.script))
     if entry.script != "evaluate_fid":
         return [*words, "-r", run, *(["--data", config] if config else []), "--preset", entry.name]
     assert config is not None
