@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.fonts import font_for, shortened
 
 # Of red, green and blue from 0 to 1, as torchvision's networks of ImageNet want them normalized.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -236,19 +237,11 @@ def _write_titles(
     """Above each named column, as wide as there is room before the next; `lefts` has one more."""
     named = dict(titles) if isinstance(titles, Mapping) else dict(enumerate(titles))
     ends = [*sorted(named)[1:], len(lefts) - 1]
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=FONT_SIZE)
+    draw = ImageDraw.Draw(page)
     for column, end in zip(sorted(named), ends, strict=True):
-        text = _shortened(named[column], lefts[end] - lefts[column] - gap, font)
+        font = font_for(named[column], FONT_SIZE)
+        text = shortened(named[column], lefts[end] - lefts[column] - gap, font)
         draw.text((lefts[column], gap // 2), text, fill="black", font=font)
-
-
-def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, without its middle if it is wider than `width` pixels."""
-    keep, shown = len(text), text
-    while keep > 2 and font.getlength(shown) > width:
-        keep -= 1
-        shown = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-    return shown
 
 
 def _composed(cell: Cell | tuple[str, Cell], side: int | None) -> Image.Image:
@@ -272,9 +265,9 @@ def _composed(cell: Cell | tuple[str, Cell], side: int | None) -> Image.Image:
 
 
 def _with_caption(caption: str, picture: Image.Image) -> Image.Image:
-    font = ImageFont.load_default(size=FONT_SIZE - 2)
+    font = font_for(caption, FONT_SIZE - 2)
     page = Image.new("RGB", (picture.width, picture.height + HEAD - 4), "white")
-    text = _shortened(caption, picture.width, font)
+    text = shortened(caption, picture.width, font)
     ImageDraw.Draw(page).text((0, 1), text, fill="black", font=font)
     page.paste(picture, (0, HEAD - 4))
     return page
@@ -283,7 +276,7 @@ def _with_caption(caption: str, picture: Image.Image) -> Image.Image:
 def _text_picture(text: str, side: int) -> Image.Image:
     page = Image.new("RGB", (side, side), "white")
     fitting = text.splitlines()[: side // 13]
-    font = ImageFont.load_default(size=FONT_SIZE - 4)
+    font = font_for(text, FONT_SIZE - 4)
     ImageDraw.Draw(page).text((0, 1), "\n".join(fitting), "black", font=font)
     return page
 
@@ -291,9 +284,9 @@ def _text_picture(text: str, side: int) -> Image.Image:
 def text_images(texts: Sequence[str], size: tuple[int, int]) -> Tensor:
     """Each text, black on white, as values [B, 3, H, W]; `size` is (height, width)."""
     height, width = size
-    font = ImageFont.load_default(size=max(8, height // 4))
     images = []
     for text in texts:
+        font = font_for(text, max(8, height // 4))
         image = Image.new("L", (width, height), 255)
         ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=0, font=font, anchor="mm")
         images.append(torch.from_numpy(np.array(image)).expand(3, -1, -1))

@@ -39,7 +39,7 @@ written = cache(ast.unparse)
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
-GROUND |= {"freed_memory", "imports", "shipped", "signatures"}
+GROUND |= {"fonts", "freed_memory", "imports", "shipped", "signatures"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -69,7 +69,8 @@ ALLOWED = {
     "devices": {"errors", "freed_memory"},
     "freed_memory": set(),
     "sharding": {"distributed", "errors"},
-    "pictures": {"errors"},
+    "fonts": set(),
+    "pictures": {"errors", "fonts"},
     "figures": {"atomic_files", "errors", "shipped"},
     "published_models": {"errors", "shipped"},
     "published_names": {"errors"},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.fonts import font_for, shortened
 from taming.pictures import (
-    _shortened,
     bar_picture,
     code_picture,
     enlarged,
@@ -223,7 +223,7 @@ def test_titles_and_captions_take_a_line_each() -> None:
 def test_titles_of_some_columns_reach_to_the_next() -> None:
     text = "a title that needs both columns"
     cells = [[square(1, 150), square(1, 150), square(1, 150)]]
-    font = ImageFont.load_default(size=14)
+    font = font_for("a", 14)
     assert 150 < font.getlength(text) < 308
     page = np.asarray(grid(cells, {0: text, 2: "end"}))
     inked = np.flatnonzero((page[:22] < 255).any(axis=(0, 2)))
@@ -234,12 +234,20 @@ def test_long_titles_lose_their_middle() -> None:
     page = np.asarray(grid([[square(1, 50), square(1, 50)]], ["a very long title " * 4, "b"]))
     between = page[:22, 58:66]  # nothing is written over the gap
     assert between.min() == 255
-    font = ImageFont.load_default(size=12)
+    font = font_for("a", 12)
     text = "".join(map(chr, range(97, 123)))
-    shown = _shortened(text, 60, font)
+    shown = shortened(text, 60, font)
     head, tail = shown.split("…")
     assert text.startswith(head) and text.endswith(tail) and 0 <= len(head) - len(tail) <= 1
-    assert font.getlength(shown) <= 60 and _shortened(text, 999, font) == text
+    assert font.getlength(shown) <= 60 and shortened(text, 999, font) == text
+
+
+def test_names_in_other_letters_are_written() -> None:
+    """Pillow's own font has one box for all of them."""
+    pytest.importorskip("matplotlib")
+    written = [np.asarray(grid([[square(1, 50)]], [name]))[:22] for name in ("ä", "ß", "Ж", "Ł")]
+    assert len({page.tobytes() for page in written}) == 4
+    assert all(page.min() < 128 for page in written)
 
 
 def test_a_text_is_a_cell() -> None:

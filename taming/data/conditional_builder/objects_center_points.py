@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from taming.data.draws import shuffled
 from taming.data.helper_types import WHOLE, Annotation, BoundingBox, Point, clip, mirrored, touches
 from taming.errors import UserError
+from taming.fonts import font_for
 from taming.pictures import to_values
 
 GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # multiples of the number of classes
@@ -29,7 +30,7 @@ class Canvas:
         self._image = Image.new("RGB", size, "white")
         self._draw = ImageDraw.Draw(self._image)
         self._width = line_width
-        self._font = ImageFont.load_default(size=font_size or max(8, min(size) // 20))
+        self._font_size = font_size or max(8, min(size) // 20)
 
     @staticmethod
     def color(number: int) -> str:
@@ -55,10 +56,11 @@ class Canvas:
 
     def _text(self, place: tuple[float, float], label: str, color: str) -> None:
         """Write at `place`, or as much nearer to the upper left as the whole text needs."""
-        _left, _top, right, bottom = self._draw.textbbox(place, label, font=self._font)
+        font = font_for(label, self._font_size)
+        _left, _top, right, bottom = self._draw.textbbox(place, label, font=font)
         width, height = self._image.size
         moved = place[0] - max(0, right - width), place[1] - max(0, bottom - height)
-        self._draw.text(moved, label, fill=color, font=self._font)
+        self._draw.text(moved, label, fill=color, font=font)
 
     def tensor(self) -> Tensor:
         """(3, H, W) float32 in [-1, 1]."""
