@@ -1,7 +1,7 @@
 """What reading in any order costs and gives on the demo's digits, over seeds.
 
     python benchmarks/any_order.py --seeds 23
-    python benchmarks/any_order.py --seeds 0,23 --steps 3000 --only nats inpainting
+    python benchmarks/any_order.py --seeds 0,23 --steps 5000 --only nats inpainting
 
 Trains configs/digits_vqgan.yaml, and on its codes transformers of the same size: by rows
 (digits_transformer.yaml), in random orders (digits_any_order_transformer.yaml), annealed
@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 
 from taming.atomic_files import write_text
 from taming.command_line import Parser, add_flags, flag, from_flags, parse_numbers
+from taming.config import load_config
 from taming.data.digits import DigitsTrain, DigitsValidation
 from taming.devices import processor_name
 from taming.errors import UserError, command
@@ -58,6 +59,9 @@ PATH = RESULTS / "any_order-cpu.json"
 FREE = (  # without the class
     "model.params.cond_stage_config=__is_unconditional__",
     "model.params.cond_stage_key=image",
+)
+DROPOUT = tuple(
+    f"model.params.transformer_config.params.{part}_pdrop" for part in ("embd", "resid", "attn")
 )
 MODELS: dict[str, tuple[str, ...]] = {
     "raster": ("digits_transformer",),
@@ -81,6 +85,7 @@ HOLE[:2, :2] = False
 class Options:
     seeds: tuple[int, ...] = flag((23,), "of all trainings", parse=parse_numbers)
     steps: int = flag(1500, "of the transformers; by rows it is 600 as well, as in the demo")
+    dropout: float | None = flag(None, "of those in random orders (default: their config's)")
     per_class: int = flag(100, "samples of each class", "-n")
     folder: Path = flag(Path("any_order_runs"), "of the runs")
     only: tuple[str, ...] = flag((), "these parts (default: all)", nargs="+", metavar="PART")
@@ -95,16 +100,17 @@ def train(folder: Path, name: str, config: str, arguments: Sequence[str]) -> Pat
 class Models(dict[str, Net2NetTransformer]):
     """The transformers of a seed by name, each trained when it is asked for."""
 
-    def __init__(self, folder: Path, seed: int, steps: int) -> None:
+    def __init__(self, folder: Path, seed: int, steps: int, dropout: float) -> None:
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.seed, self.steps = folder.resolve(), seed, steps
+        self.folder, self.seed, self.steps, self.dropout = folder.resolve(), seed, steps, dropout
 
     def __missing__(self, name: str) -> Net2NetTransformer:
         seeded, (config, *overrides) = ["--seed", str(self.seed)], MODELS[name]
         first = train(self.folder, f"vqgan_{self.seed}", "digits_vqgan", seeded)
         overrides.append(f"model.params.first_stage_config={first}")
         length = 600 if name.startswith("raster") else self.steps
+        of_random = [f"{key}={self.dropout}" for key in DROPOUT if name.startswith("random")]
         run = train(
             self.folder,
             f"{name.replace(', ', '_').replace(' ', '_')}_{length}_{self.seed}",
@@ -115,6 +121,7 @@ class Models(dict[str, Net2NetTransformer]):
                 str(length),
                 f"data.params.codes={self._codes(config, overrides)}",
                 *overrides,
+                *of_random,
             ],
         )
         self[name] = load_transformer(str(run), (), torch.device("cpu"))[0]
@@ -304,8 +311,15 @@ def forgotten(
     return numbers | {f"annealed, nats per hidden code, {way}": n for way, n in each.items()}
 
 
-def key_of(entry: dict[str, Any]) -> tuple[str, int, int]:
-    return entry["torch"], entry["seed"], entry["steps"]
+def key_of(entry: dict[str, Any]) -> tuple[str, int, int, float]:
+    """What tells entries apart; the first ones were of the config's former dropout."""
+    return entry["torch"], entry["seed"], entry["steps"], entry.get("dropout", 0.1)
+
+
+def dropout_of_config() -> float:
+    """That of the model in random orders."""
+    config = load_config([ROOT / "configs/digits_any_order_transformer.yaml"])
+    return float(config.model.params.transformer_config.params.resid_pdrop)
 
 
 # What an entry has by name, each with one of its numbers.
@@ -345,10 +359,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = from_flags(Options, parser.parse_args(argv))
     if unknown := set(options.only) - PARTS.keys():
         raise UserError(f"there is no part {min(unknown)}; there are {', '.join(PARTS)}")
+    dropout = dropout_of_config() if options.dropout is None else options.dropout
     for seed in options.seeds:
         place = {"torch": torch.__version__, "seed": seed, "steps": options.steps}
-        place |= {"processor": processor_name(), "threads": torch.get_num_threads()}
-        models, net = Models(options.folder, seed, options.steps), None
+        place |= {
+            "dropout": dropout,
+            "processor": processor_name(),
+            "threads": torch.get_num_threads(),
+        }
+        models, net = Models(options.folder, seed, options.steps, dropout), None
         for part in lacking(place, options.only):
             net = net or classifier()
             numbers = part(models, net, options.per_class)
