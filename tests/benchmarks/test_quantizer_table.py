@@ -10,6 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.support import ROOT
 
@@ -159,29 +160,29 @@ def test_numbers_of_orders() -> None:
 def test_inpainting_by_seed() -> None:
     path, text = ROOT / "benchmarks/results/any_order-cpu.json", text_of("concepts/orders.md")
     entries = json.loads(path.read_text())
-    assert {(entry["seed"], entry["steps"]) for entry in entries} == {
-        (seed, steps) for seed in (0, 23) for steps in (1500, 3000)
-    }
-    points: dict[int, list[float]] = {1500: [], 3000: []}
+    points: dict[tuple[int, float], list[float]] = {}
     for entry in entries:
+        steps, dropout = kind = entry["steps"], entry.get("dropout", 0.1)
         for temperature, end in (("1", ""), ("0.5", ", temperature 0.5")):
             keys = [f"inpainted right, {order}{end}" for order in ("by rows", "random orders")]
             shares = [100 * entry[key] for key in keys]
             deviations = [100 * entry[f"{key}, deviation"] for key in keys]
             cells = [f"{s:.1f} ± {d:.1f} %" for s, d in zip(shares, deviations, strict=True)]
-            place = [str(entry["seed"]), f"{entry['steps']:,}", temperature]
+            place = [str(entry["seed"]), f"{steps:,}", str(dropout), temperature]
             cells = [*place, *cells, f"{shares[1] - shares[0]:.1f}"]
             assert f"| {' | '.join(cells)} |" in text
-            points[entry["steps"]] += [shares[1] - shares[0]] * (not end)
-    means = [f"{mean(points[steps]):.1f}" for steps in (1500, 3000)]
-    said = f"{means[0]} points after 1,500 steps and {means[1]} after 3,000, at temperature 1"
-    assert f"In the mean that is {said}" in text
-    entries.sort(key=lambda entry: (entry["steps"], entry["seed"]))
-    long = next(one for one in entries if (one["seed"], one["steps"]) == (0, 3000))
-    said = "{:.2f} nats per token, and {:.2f} of the model by rows"
-    both = (long["nats per token by rows, of random orders"], long["nats per token, by rows"])
-    assert said.format(*both) in text
-    nats = [entries[0][f"nats per token{of}"] for of in (", by rows", " by rows, of random orders")]
-    assert (
-        "With seed 0" in text and "{:.2f} nats per token by rows, and {:.2f}".format(*nats) in text
+            points.setdefault(kind, []).extend([shares[1] - shares[0]] * (not end))
+        if entry["seed"] == 0:
+            token = ("nats per token, by rows", "nats per token by rows, of random orders")
+            nats = [f"{entry[key]:.2f}" for key in token]
+            assert f"| {steps:,} | {dropout} | {' | '.join(nats)} |" in text
+    assert {len(of_seeds) for of_seeds in points.values()} == {2}
+    means = [f"{mean(points[kind]):.1f}" for kind in ((1500, 0.1), (3000, 0.1), (3000, 0.15))]
+    said = (
+        f"{means[0]} points after 1,500 steps, {means[1]} after 3,000, {means[2]} after 3,000 with"
     )
+    assert f"at temperature 1, that is {said} dropout 0.15" in text
+    assert f"and {mean(points[5000, 0.15]):.1f} after 5,000 with it" in text
+    config = OmegaConf.load(ROOT / "configs/digits_any_order_transformer.yaml")
+    assert config.lightning.trainer.max_steps == 3000
+    assert config.model.params.transformer_config.params.resid_pdrop == 0.15
