@@ -189,7 +189,8 @@ def test_evaluation_of_images_of_any_shape_says_what_each_scale_uses(
     flags = ["--images", str(folder), "--size", "16", "-o", str(tmp_path / "out")]
     evaluate_first_stage([*common, *flags])
     [result] = [json.loads(p.read_text()) for p in tmp_path.glob("out/*/first_stages.json")]
-    assert "8x8 codes used" in capsys.readouterr().out
+    tables = (capsys.readouterr().out, next(tmp_path.glob("out/*/first_stages.md")).read_text())
+    assert all("| run         | 8x8   |" in text for text in tables)
     names = {f"codebook_{of}{level}" for of in ("usage", "perplexity") for level in ("", "_3x3")}
     assert names <= result["metrics"]["run"].keys() & scores.keys()
 

@@ -158,7 +158,7 @@ def test_evaluation_says_what_each_level_uses(
     evaluate_first_stage(["-r", str(run), *flags])
     [result] = [json.loads(p.read_text()) for p in tmp_path.glob("out/*/first_stages.json")]
     printed = capsys.readouterr().out
-    assert "top codes used" in printed and "bottom codes used" in printed
+    assert "| run         | top    |" in printed and "| run         | bottom |" in printed
     names = [f"codebook_{of}{level}" for of in ("usage", "perplexity") for level in ("", "_top")]
     assert set(names) <= result["metrics"]["run"].keys() & scores.keys()
     [histogram] = tmp_path.glob("out/*/codes-run.csv")
