@@ -128,8 +128,8 @@ class Models(dict[str, Net2NetTransformer]):
         return self[name]
 
     def _codes(self, config: str, overrides: Sequence[str]) -> Path:
-        """The folder of what the first stage makes of the digits: with it training takes half the
-        time, and its losses are the same to the bit."""
+        """The folder of what the first stage makes of the digits: training on it takes less time,
+        and has the same losses to the bit."""
         place = self.folder / f"codes{'_no_class' * (FREE[0] in overrides)}_{self.seed}"
         if not (place / "manifest.json").exists():
             base = str(ROOT / f"configs/{config}.yaml")

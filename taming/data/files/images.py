@@ -30,12 +30,12 @@ DAMAGE: tuple[type[Exception], ...] = (struct.error, zlib.error, Image.Decompres
 DAMAGE += (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError)
 DAMAGE += (MemoryError,)  # for a nonsensical length of what follows
 
+JPEGS = ("JPEG", "MPO")  # Pillow's formats; cameras write the second
 REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part of the size
 
 
 # EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
 # that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
-JPEGS = ("JPEG", "MPO")  # Pillow's formats; cameras write the second
 ORIENTATION_TAG = 0x0112
 # Where Pillow finds it; in most images there is none of these.
 SOURCES_OF_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
@@ -135,8 +135,12 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def read_stored(path: str, upright: bool = True) -> np.ndarray:
     """The numbers of a file as they are, (H, W) or (H, W, C); raises `BadImage`."""
     with damage_named(path), Image.open(opened(path)) as image:
-        values = np.asarray(image)
-        return turned(values, orientation_of(image)) if upright else values
+        return _stored(image, upright)
+
+
+def _stored(image: Image.Image, upright: bool) -> np.ndarray:
+    values = np.asarray(image)
+    return turned(values, orientation_of(image)) if upright else values
 
 
 def read_labels(path: str, upright: bool = True) -> np.ndarray:
@@ -145,7 +149,7 @@ def read_labels(path: str, upright: bool = True) -> np.ndarray:
     with damage_named(path), Image.open(opened(path)) as image:
         if image.format in JPEGS:
             raise BadImage("is a JPEG, whose compression changes labels (a PNG keeps them)")
-    return read_stored(path, upright)
+        return _stored(image, upright)
 
 
 def read_rgb(path: str, reading: Reading = PLAIN) -> np.ndarray:
