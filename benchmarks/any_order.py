@@ -110,20 +110,13 @@ class Models(dict[str, Net2NetTransformer]):
         first = train(self.folder, f"vqgan_{self.seed}", "digits_vqgan", seeded)
         overrides.append(f"model.params.first_stage_config={first}")
         length = 600 if name.startswith("raster") else self.steps
-        of_random = [f"{key}={self.dropout}" for key in DROPOUT if name.startswith("random")]
-        run = train(
-            self.folder,
-            f"{name.replace(', ', '_').replace(' ', '_')}_{length}_{self.seed}",
-            config,
-            [
-                *seeded,
-                "--max_steps",
-                str(length),
-                f"data.params.codes={self._codes(config, overrides)}",
-                *overrides,
-                *of_random,
-            ],
-        )
+        called = f"{name.replace(', ', '_').replace(' ', '_')}_{length}_{self.seed}"
+        codes = f"data.params.codes={self._codes(config, overrides)}"
+        if name.startswith("random"):  # a run of another dropout is another
+            called += f"_{self.dropout}"
+            overrides += [f"{key}={self.dropout}" for key in DROPOUT]
+        steps = ("--max_steps", str(length))
+        run = train(self.folder, called, config, [*seeded, *steps, codes, *overrides])
         self[name] = load_transformer(str(run), (), torch.device("cpu"))[0]
         return self[name]
 
