@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import taming
-from taming.errors import UserError
+from taming.errors import UserError, interruptible
 from taming.shipped import TRAIN
 
 RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
@@ -21,13 +26,50 @@ FINISHED = "finished"  # a file in the folder of a run that was trained to its e
 def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
     """Print and run `taming` with `words` in a process of its own, in a folder (default: here).
 
-    SystemExit if it fails, which has said why.
+    Asked to stop, it waits for the process, which saves what it has. SystemExit if that fails,
+    which has said why.
     """
     print(f"\ntaming {shlex.join(words)}", flush=True)
     line = [sys.executable, "-m", "taming", *words]
-    code = subprocess.run(line, env=environment_apart(), cwd=folder, check=False).returncode
+    code = wait_for(subprocess.Popen(line, env=environment_apart(), cwd=folder))
     if code:
         raise SystemExit(code)
+
+
+def wait_for(process: subprocess.Popen[Any]) -> int:
+    """The exit code of a process, as a shell has it.
+
+    SIGTERM is passed on to it; Ctrl+C it receives as well, and `subprocess.run` would kill it a
+    quarter of a second later. A second Ctrl+C ends it.
+    """
+    with _passing_on(signal.SIGTERM, process):
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+            raise
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _passing_on(number: int, process: subprocess.Popen[Any]) -> Iterator[None]:
+    """A signal to this process goes to another one; only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def environment_apart() -> dict[str, str]:
@@ -70,7 +112,8 @@ def train_apart(
     if run is not None and (run / FINISHED).is_file():
         return run
     first = start if run is None else ["-r", str(run.resolve())]
-    run_apart([TRAIN, *first, "-t", "True", *flags], folder)
+    with interruptible("the same command goes on with what was saved"):
+        run_apart([TRAIN, *first, "-t", "True", *flags], folder)
     run = run or max(logs.glob(RUN_TIME + name))
     (run / FINISHED).touch()
     return run
