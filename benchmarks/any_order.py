@@ -304,9 +304,10 @@ def forgotten(
     return numbers | {f"annealed, nats per hidden code, {way}": n for way, n in each.items()}
 
 
-def key_of(entry: dict[str, Any]) -> tuple[str, int, int, float]:
+def key_of(entry: dict[str, Any]) -> tuple[str | float, ...]:
     """What tells entries apart; the first ones were of the config's former dropout."""
-    return entry["torch"], entry["seed"], entry["steps"], entry.get("dropout", 0.1)
+    names = ("torch", "seed", "steps", "dropout", "processor", "threads", "samples")
+    return tuple({"dropout": 0.1, **entry}[name] for name in names)
 
 
 def dropout_of_config() -> float:
@@ -332,10 +333,10 @@ def entries_beside(place: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str
     return before, [one for one in kept if one is not before]
 
 
-def add_numbers(place: dict[str, Any], numbers: Mapping[str, float], per_class: int) -> None:
+def add_numbers(place: dict[str, Any], numbers: Mapping[str, float]) -> None:
     """To the entry of a place in the results."""
     before, others = entries_beside(place)
-    entry = {**place, "samples": 10 * per_class, **before, **numbers}
+    entry = {**place, **before, **numbers}
     write_text(PATH, json.dumps(sorted([*others, entry], key=key_of), indent=2) + "\n")
 
 
@@ -359,13 +360,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "dropout": dropout,
             "processor": processor_name(),
             "threads": torch.get_num_threads(),
+            "samples": 10 * options.per_class,
         }
         models, net = Models(options.folder, seed, options.steps, dropout), None
         for part in lacking(place, options.only):
             net = net or classifier()
             numbers = part(models, net, options.per_class)
             print("\n".join(f"{name}: {value:.4g}" for name, value in numbers.items()), flush=True)
-            add_numbers(place, numbers, options.per_class)
+            add_numbers(place, numbers)
 
 
 if __name__ == "__main__":

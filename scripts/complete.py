@@ -23,11 +23,15 @@ from torch import Tensor
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
+from taming.data.annotated_objects_dataset import BUILDERS
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Placed, Sizes, to_uint8
-from taming.sampling import request_for_condition
+from taming.sampling import request_for_inputs
 from taming.sampling.arguments import (
+    DataArguments,
+    LoadedRun,
+    RunArguments,
     SampleArguments,
     make_parser,
     read_arguments,
@@ -45,6 +49,14 @@ from taming.sampling.folder import (
     file_hashes,
     make_record,
     save_png,
+)
+from taming.sampling.inputs import SampleInputs
+from taming.sampling.scenes import (
+    builder_of,
+    condition_hash,
+    number_of_layout,
+    read_layout,
+    scene_dataset,
 )
 from taming.sampling.sizes import (
     Sides,
@@ -70,7 +82,7 @@ class Arguments:
     )
     pad: str = flag("0,0,0,0", "left,top,right,bottom pixels to add, once it is reduced")
     condition: str | None = flag(
-        None, "a class number, or the file of a map, for models that need one"
+        None, "a class number, the file of a map or of a layout, for models that need one"
     )
     size: Sides | None = flag(
         None,
@@ -128,18 +140,29 @@ def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
     }
 
 
-def condition_of(
-    own: Arguments, model: Net2NetTransformer, size: Sizes, beside: Placed | None
-) -> Tensor | None:
-    """What `--condition` gives for an image of `size`; raises `UserError` if it is needed."""
-    if own.condition is not None:
-        return read_condition(model, own.condition, size, beside)
-    if model.condition_kind in ("none", "coordinates"):
-        return None
-    kind = "FILE" if model.n_classes is None else f"N, a class from 0 to {model.n_classes - 1}"
-    raise UserError(
-        f"this model samples for a given '{model.cond_stage_key}': give --condition {kind}"
-    )
+def inputs_of(
+    own: Arguments, arguments: RunArguments, loaded: LoadedRun, shape: Sizes, beside: Placed | None
+) -> SampleInputs:
+    """What an image of `shape` (in tokens) is sampled for; raises `UserError` if it is not given.
+
+    The names and classes of objects in a layout are those of the run's data.
+    """
+    model, key = loaded.model, loaded.model.cond_stage_key
+    scenes = key in BUILDERS
+    if own.condition is None and model.condition_kind in ("none", "coordinates"):
+        return SampleInputs(shape)
+    if own.condition is None:
+        kind = "LAYOUT, a YAML or JSON file as `taming scenes` takes it" if scenes else "FILE"
+        kind = f"N, a class from 0 to {model.n_classes - 1}" if model.n_classes else kind
+        raise UserError(f"this model samples for a given '{key}': give --condition {kind}")
+    if not scenes:
+        height, width = (side * pixels_per_token(model) for side in shape)
+        return SampleInputs(shape, c=read_condition(model, own.condition, (height, width), beside))
+    dataset = DataArguments().open(loaded.run, arguments)
+    builder = builder_of(dataset.dataset, key)
+    scene = read_layout(Path(own.condition), scene_dataset(dataset), key)
+    number = number_of_layout(condition_hash(scene, builder))
+    return SampleInputs(shape, scene=scene, builder=builder, number=number)
 
 
 def advice_of_size(own: Arguments, model: Net2NetTransformer) -> str:
@@ -177,16 +200,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_side_flags(parser)
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling = own.sampling
-    model, run, step, dtype = arguments.load()
+    model, run, step, dtype = loaded = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
     if own.size is None:
         say_if_changed(photo.placed)
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
-    size = (shape[0] * factor, shape[1] * factor)
     advice = advice_of_size(own, model)  # before a folder or a line is begun
     check_settings(model, sampling.settings, shape, advice=advice)
-    c = condition_of(own, model, size, None if any(pad) else photo.placed)
+    inputs = inputs_of(own, arguments, loaded, shape, None if any(pad) else photo.placed)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
         sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)
@@ -194,13 +216,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     record |= file_hashes(image=own.image, keep=own.keep, condition=own.condition)
     record |= hashes_of(photo.picture, kept)
-    folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
+    size = [side * factor for side in shape]
+    folder = SampleFolder(root, {**record, "condition": own.condition, "size": size})
     sampled = shape[0] * shape[1] - int(kept.sum())
     with filling(folder, dtype, sampling.batch_size, own.num_samples) as going:
         count, batch_size = len(going.missing), going.batch_size
         announce_size(model, shape, count, sampled)  # before anything of that size is computed
         known = known_indices(model, photo.picture, kept, pad)
-        request = request_for_condition(model, c, 0, shape, known)
+        request = request_for_inputs(model, inputs, known)
         write_inputs(model, photo, known, own.pad, root)
         first = [request] * min(count, batch_size)
         announce_time(model, first, sampling.settings, batch_size, shape, count=count)

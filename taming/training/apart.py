@@ -39,10 +39,10 @@ def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
 def wait_for(process: subprocess.Popen[Any]) -> int:
     """The exit code of a process, as a shell has it.
 
-    SIGTERM is passed on to it; Ctrl+C it receives as well, and `subprocess.run` would kill it a
-    quarter of a second later. A second Ctrl+C ends it.
+    What would end this process is passed on to it. Ctrl+C it receives as well, and `subprocess.run`
+    would kill it a quarter of a second later; a second one ends it.
     """
-    with _passing_on(signal.SIGTERM, process):
+    with _passing_on(process):
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -56,20 +56,23 @@ def wait_for(process: subprocess.Popen[Any]) -> int:
 
 
 @contextmanager
-def _passing_on(number: int, process: subprocess.Popen[Any]) -> Iterator[None]:
-    """A signal to this process goes to another one; only the main thread can do that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _passing_on(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Signals that would end this process go to another one; only the main thread can do that."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    before = signal.signal(number, handle)
+    alone = threading.current_thread() is not threading.main_thread()
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name) and not alone]
+    numbers = [signal.Signals[name] for name in names]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def environment_apart() -> dict[str, str]:

@@ -21,7 +21,7 @@ def save(number, frame):
     pathlib.Path("saved").write_text(str(number))
     sys.exit(128 + number)
 
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, save)
 print("ready", flush=True)
 time.sleep(60)
@@ -36,8 +36,13 @@ sys.exit(wait_for(subprocess.Popen([sys.executable, "-c", sys.argv[1]])))
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)],
-    ids=["Ctrl+C", "SIGTERM", "SIGTERM to all"],
+    [
+        (os.killpg, signal.SIGINT),
+        (os.kill, signal.SIGTERM),
+        (os.kill, signal.SIGHUP),
+        (os.killpg, signal.SIGTERM),
+    ],
+    ids=["Ctrl+C", "SIGTERM", "SIGHUP", "SIGTERM to all"],
 )
 def test_who_is_asked_to_stop_waits_for_what_it_started(
     tmp_path: Path, send: Callable[[int, int], None], number: signal.Signals
@@ -56,7 +61,7 @@ def test_who_is_asked_to_stop_waits_for_what_it_started(
         send(parent.pid, number)
         parent.communicate(timeout=60)
         assert (tmp_path / "saved").read_text() == str(int(number))
-        assert parent.returncode == {signal.SIGTERM: 143, signal.SIGINT: -2}[number]
+        assert parent.returncode == (-2 if number == signal.SIGINT else 128 + number)
     finally:
         parent.kill()
 
