@@ -204,6 +204,11 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     _check_gpus(options)
     devices, nodes = options.get("devices"), options.get("num_nodes") or 1
     most = max(8, 4 * available_cpus())
+    if isinstance(devices, list) and options.get("accelerator") == "cpu":
+        named = ",".join(map(str, devices))
+        raise UserError(
+            f"--devices {named}: CPUs have no numbers; say how many processes, as in --devices 2"
+        )
     if isinstance(devices, int) and not _has_accelerator(options):
         name = f"lightning.trainer.devices is {devices}"
         if devices < 1:
@@ -217,12 +222,15 @@ def _check_processes(options: Mapping[str, Any]) -> None:
             "with torchrun or SLURM"
         )
     each = len(devices) if isinstance(devices, list) else devices
-    started, launcher = _started_processes()
-    if started and isinstance(each, int) and each >= 0 and started != each * nodes:
+    started, here, launcher = _started_processes()
+    if not started or not isinstance(each, int) or each < 0:
+        return
+    if started != each * nodes or here not in (None, each):
+        on_this = f", {here} of them on this node" if here not in (None, started) else ""
         raise UserError(
-            f"{launcher} has started {started} processes, and the run is for {each} devices on "
-            f"each of {nodes} nodes; set --gpus (or --accelerator and --devices) to those of a "
-            "node, and --num_nodes"
+            f"{launcher} has started {started} processes{on_this}, and the run is for {each} "
+            f"devices on each of {nodes} nodes; set --gpus (or --accelerator and --devices) to "
+            "those of a node, and --num_nodes"
         )
 
 
@@ -241,20 +249,24 @@ def _check_gpus(options: Mapping[str, Any]) -> None:
         raise UserError(f"--gpus {named}: this machine has {has}; name each at most once")
 
 
-def _started_processes() -> tuple[int, str]:
-    """How many processes of this run another program has started, and its name; 0 if none has.
+def _started_processes() -> tuple[int, int | None, str]:
+    """How many processes of this run another program has started, how many of them here, if it
+    says so, and its name; 0 if none has.
 
     Raises:
         UserError: if SLURM has started them in a way that Lightning cannot use.
     """
     if TorchElasticEnvironment.detect():
-        return int(os.environ["WORLD_SIZE"]), "torchrun"
+        here = os.environ.get("LOCAL_WORLD_SIZE")
+        return int(os.environ["WORLD_SIZE"]), int(here) if here else None, "torchrun"
     try:
         if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
-            return int(os.environ["SLURM_NTASKS"]), "SLURM"
+            nodes = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3); 3,2 if they differ
+            alike = re.fullmatch(r"(\d+)(\(x\d+\))?", nodes)
+            return int(os.environ["SLURM_NTASKS"]), int(alike[1]) if alike else None, "SLURM"
     except RuntimeError as error:
         raise UserError(f"SLURM: {' '.join(str(error).split())}") from None
-    return 0, ""
+    return 0, None, ""
 
 
 def check_validation_interval(options: Mapping[str, Any], batches: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -122,7 +123,8 @@ def test_devices_that_are_not_there(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="this machine has 1 GPU, number 0"):
         checked_options(resolve_devices(options))
-    checked_options(resolve_devices({**options, "accelerator": "cpu"}))
+    count = {"devices": 8, "accelerator": "cpu"}
+    assert checked_options(resolve_devices(count)) == count
     checked_options(resolve_devices({"devices": "auto"}))
 
 
@@ -212,6 +214,63 @@ def test_processes_that_would_wait_are_refused(monkeypatch: pytest.MonkeyPatch) 
         checked_options({"num_nodes": 2})
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     assert checked_options({"num_nodes": 2}) == {"num_nodes": 2}
+
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "1",
+    "MASTER_ADDR": "localhost",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+}
+SLURM = {
+    **{f"SLURM_{name}": "0" for name in ("PROCID", "LOCALID", "NODEID")},
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NODELIST": "a",
+    "SLURM_NTASKS": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("started", "devices", "nodes", "refused"),
+    [
+        (TORCHRUN, 1, 2, "torchrun has started 2 processes, and the run is for 1 devices on each"),
+        (TORCHRUN, 2, 2, "torchrun has started 2 processes, and the run is for 2 devices on each"),
+        (TORCHRUN, 2, 1, None),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, 1, 2, None),
+        (
+            {**TORCHRUN, "WORLD_SIZE": "4"},
+            1,
+            4,
+            "torchrun has started 4 processes, 2 of them on this node, and the run is for 1 dev",
+        ),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2"}, 1, 2, "SLURM has started 2 processes, and"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, 1, 2, None),
+        (SLURM, 1, 2, None),
+    ],
+)
+def test_processes_on_a_node_are_as_many_as_the_run_is_for(
+    started: dict[str, str],
+    devices: int,
+    nodes: int,
+    refused: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC"))]:
+        monkeypatch.delenv(name)
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    options = {"accelerator": "cpu", "devices": devices, "num_nodes": nodes}
+    if refused is None:
+        assert checked_options(options) == options
+    else:
+        with pytest.raises(UserError, match=refused):
+            checked_options(options)
+
+
+def test_devices_of_a_cpu_are_a_count() -> None:
+    with pytest.raises(UserError, match="--devices 0,1: CPUs have no numbers; say how many"):
+        checked_options({"accelerator": "cpu", "devices": [0, 1]})
 
 
 @pytest.mark.parametrize(
