@@ -186,6 +186,24 @@ def test_results_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(a != b for n, (a, b) in enumerate(pairs) if n not in heads)
 
 
+@pytest.mark.parametrize("other", ["throughput-transformer-cuda", "sampling-gpu-bf16-alone-steps"])
+def test_results_of_two_gpus_make_no_table(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import speed_table
+
+    read = speed_table.read
+
+    def changed(name: str) -> object:
+        facts = read(name)
+        return facts | {
+            "hardware": facts["hardware"] | ({"gpu": "X1"} if name.startswith(other) else {})
+        }
+
+    monkeypatch.setattr(speed_table, "read", changed)
+    with pytest.raises(SystemExit, match="and X1, .* make no table"):
+        speed_table.table()
+
+
 def told_in(heading: str) -> set[str]:
     """The commands of a section that tests/test_published_commands.py runs."""
     blocks = [b for b in blocks_of(ROOT / "README.md") if b.heading == heading]

@@ -49,9 +49,11 @@ def step_memory(grids: CodeGrids, shape: Shape) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free where a device computes."""
+    """Bytes that are free where a device computes: on a GPU also those that torch holds for tensors
+    to come."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return memory_limit()
 
 

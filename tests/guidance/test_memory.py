@@ -57,3 +57,14 @@ def test_sizes_beyond_the_memory(grids: CodeGrids, monkeypatch: pytest.MonkeyPat
         guide(grids.stage, objective, GuideSettings(steps=1), start=start)
     with pytest.raises(UserError, match="too large"):
         check_step_memory(grids, (10**6, 10**6))
+
+
+def test_what_torch_holds_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of the image before leaves its memory there, where the driver takes it for used."""
+    for name, value in (
+        ("mem_get_info", (6, 24)),
+        ("memory_reserved", 17),
+        ("memory_allocated", 1),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_memory(torch.device("cuda")) == 22
