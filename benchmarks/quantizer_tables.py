@@ -1,10 +1,10 @@
-"""The tables of docs/quantizers.md and docs/multi-scale.md, of the results of quantizers.
+"""The tables of docs/quantizers.md, docs/multi-scale.md and docs/concepts/orders.md.
 
     python benchmarks/quantizer_tables.py           # shows them
     python benchmarks/quantizer_tables.py --write   # ... into the documents
 
 The results are those of scripts/compare_quantizers.py, of which a new `quantizers.json` goes to
-results/quantizers-<recipe>.json.
+results/quantizers-<recipe>.json; those of orders are of any_order.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from taming.evaluation.tasks.quantizers import COLUMNS, cell
@@ -23,8 +24,10 @@ RESULTS = Path("benchmarks/results")
 RECIPES = ("digits", "photographs")
 WITHOUT = RESULTS / "multi_scale-without_revival.json"  # of configs without `revive_after`
 QUANTIZERS, SCALES = Path("docs/quantizers.md"), Path("docs/multi-scale.md")
+ORDERS, ORDERED = Path("docs/concepts/orders.md"), RESULTS / "any_order-cpu.json"
 SIDES = (1, 2, 4, 8)
 OF_SCALES = ("codebook_usage", "l1", "rfid")  # beside the use of each scale
+COOL = ", temperature 0.5"
 Metrics = Mapping[str, Mapping[str, Any]]
 
 
@@ -71,6 +74,49 @@ def _scale_row(name: str, own: Mapping[str, Any]) -> list[str]:
     return [name, str(len(own["rfid"]["values"])), *uses, *others]
 
 
+def trained_orders() -> dict[tuple[int, float], dict[int, Mapping[str, Any]]]:
+    """What models of random orders reached, by steps and dropout, and then by seed."""
+    found: dict[tuple[int, float], dict[int, Mapping[str, Any]]] = {}
+    for one in json.loads((ROOT / ORDERED).read_text(encoding="utf-8")):
+        found.setdefault((one["steps"], one.get("dropout", 0.1)), {})[one["seed"]] = one
+    return dict(sorted(found.items()))
+
+
+def points(one: Mapping[str, Any], end: str = "") -> float:
+    """By how many points of a hundred random orders fill more holes right than rows."""
+    rows, random = (one[f"inpainted right, {name}{end}"] for name in ("by rows", "random orders"))
+    return 100 * float(random - rows)
+
+
+def nats(seeds: Mapping[int, Mapping[str, Any]]) -> tuple[float, float]:
+    """Per token by rows, of models of rows and of random orders: means of seeds with both."""
+    names = ("nats per token, by rows", "nats per token by rows, of random orders")
+    have = [one for one in seeds.values() if names[1] in one]
+    rows, random = (mean(one[name] for one in have) for name in names)
+    return rows, random
+
+
+def order_table() -> str:
+    """A row per length and dropout: holes that are filled right, by seed, and what rows cost."""
+    trained = trained_orders()
+    names = sorted({seed for seeds in trained.values() for seed in seeds})
+    rows = [
+        ["steps", "dropout", *(f"seed {name}" for name in names), "mean", "temperature 0.5", "nats"]
+    ]
+    for (steps, dropout), seeds in trained.items():
+        cells = [_holes(seeds[name]) if name in seeds else "" for name in names]
+        means = [mean(points(one, end) for one in seeds.values()) for end in ("", COOL)]
+        by_rows, random = nats(seeds)
+        last = f"{by_rows:.2f} → {random:.2f} ({random / by_rows - 1:+.1%})"
+        rows.append([f"{steps:,}", str(dropout), *cells, *(f"{m:.1f}" for m in means), last])
+    return as_table(rows)
+
+
+def _holes(one: Mapping[str, Any]) -> str:
+    rows, random = (one[f"inpainted right, {name}"] for name in ("by rows", "random orders"))
+    return f"{100 * rows:.1f} → {100 * random:.1f} ({points(one):.1f})"
+
+
 def as_table(rows: list[list[str]]) -> str:
     head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
@@ -81,7 +127,7 @@ def tables() -> dict[tuple[Path, str], str]:
     found = {
         (QUANTIZERS, str(result_of(r))): quantizer_table(metrics_in(result_of(r))) for r in RECIPES
     }
-    return {**found, (SCALES, "scales"): scale_table()}
+    return {**found, (SCALES, "scales"): scale_table(), (ORDERS, "holes"): order_table()}
 
 
 def within(text: str, of: str) -> re.Match[str]:
