@@ -18,6 +18,7 @@ from taming.models.code_use import (
     names_of_uses,
 )
 from taming.models.codes import CodeHistogram, CodesInterface
+from taming.models.logged_means import means_where_written
 from taming.models.result_checks import (
     checked_codes,
     checked_images,
@@ -156,8 +157,11 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
             "sync_dist": not training,
             "batch_size": batch_size,
         }
-        self.log(name, loss.detach(), prog_bar=True, **how)
-        self.log_dict(dict(terms), **how)
+        values: dict[str, Tensor | float] = {name: loss.detach(), **terms}
+        if training:
+            values = means_where_written(self._trainer, values)
+        self.log(name, values.pop(name), prog_bar=True, **how)
+        self.log_dict(values, **how)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides and the use of the codebook, of one batch."""

@@ -16,6 +16,7 @@ from taming.lr_scheduler import make_schedule
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher, soft_loss
+from taming.models.logged_means import means_where_written
 from taming.models.own_hooks import KeptHooks
 from taming.models.reading_order import (
     fixed_masks,
@@ -207,7 +208,7 @@ class TransformerTraining(CodeSampling, KeptHooks):
             losses = self._learn_from(self.teacher, batch)
         self.loss_terms = {name: loss.detach() for name, loss in losses.items()}
         size = self._batch_size(batch)
-        for name, loss in losses.items():
+        for name, loss in means_where_written(self._trainer, losses).items():
             self.log(name, loss, prog_bar=name == "train/loss", batch_size=size)
         return losses["train/loss"]
 

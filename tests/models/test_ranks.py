@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 from taming.devices import own_share
 from taming.distributed import disconnect
 from taming.models.codes import codebook_use
+from taming.models.logged_means import means_where_written
 from taming.training.strategies import SyncedBatchNorm
 from tests.kit.datasets import Items, images
 from tests.kit.launch import Launcher
-from tests.kit.models import GAN_LOSS, VQGAN, build, first_stage_config
+from tests.kit.models import GAN_LOSS, VQGAN, build, first_stage_config, unconditional_config
 from tests.kit.processes import in_two_processes
 from tests.kit.training import tiny_trainer
 from tests.support import ROOT
@@ -100,6 +101,8 @@ ALIKE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "ActNorm, averaged codebook": ("EMAVQ", {"use_actnorm": True}, {}),
 }
+CODES = "a transformer"
+WRITTEN = 2  # every so many steps
 
 
 class Losses(pl.Callback):
@@ -112,12 +115,16 @@ class Losses(pl.Callback):
         self.rows.append({name: float(v) for name, v in trainer.callback_metrics.items()})
 
 
-def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str, float]]:
-    """Of ten steps over the batches of both processes, or of the process of that number alone."""
+def of_first_stage(case: str) -> dict[str, Any]:
     target, of_loss, options = ALIKE[case]
     loss = {**DISCRIMINATED, "params": {**DISCRIMINATED["params"], **of_loss}}
+    return first_stage_config(VQGAN + target, lossconfig=loss, **options)
+
+
+def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str, float]]:
+    """Of ten steps over the batches of both processes, or of the process of that number alone."""
     torch.manual_seed(0)
-    model = build(first_stage_config(VQGAN + target, lossconfig=loss, **options))
+    model = build(unconditional_config() if case == CODES else of_first_stage(case))
     model.learning_rate = 2e-4
     logged = Losses()
     trainer = tiny_trainer(
@@ -126,6 +133,7 @@ def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str,
         strategy="auto" if number is None else "ddp",
         plugins=[SyncedBatchNorm()],
         max_steps=STEPS,
+        log_every_n_steps=WRITTEN,
         limit_val_batches=0,
         use_distributed_sampler=False,
         callbacks=[logged],
@@ -138,13 +146,31 @@ def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str,
 
 def train_alike(folder: Path) -> None:
     number, _ = own_share()
-    for case in ALIKE:
+    for case in (*ALIKE, CODES):
         torch.save(losses(folder, case, number), folder / f"{case}, {number}.pt")
         disconnect()
 
 
+def log_others(folder: Path) -> None:
+    """Values of other names in each process, as a loss of a user's may have."""
+    number, _ = own_share()
+    trainer = tiny_trainer(folder, devices=2, strategy="ddp", max_steps=1, log_every_n_steps=1)
+    seen = list[dict[str, Any]]()
+
+    class Own(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            for values in ({"a": 1.0 + number}, {"a": 1.0, "b": 2.0} if number else {"c": 3.0}):
+                seen.append(means_where_written(trainer, values))
+
+    trainer.callbacks.append(Own())
+    model = build(unconditional_config())
+    trainer.fit(model, DataLoader(Items({"image": images(2)}), batch_size=1))
+    torch.save(seen, folder / f"others {number}.pt")
+    disconnect()
+
+
 def train_all(folder: Path) -> None:
-    for function in (train, train_alike):
+    for function in (train, train_alike, log_others):
         function(folder)
 
 
@@ -187,21 +213,32 @@ def test_the_codes_of_all_processes_are_counted(results: list[dict[str, Any]]) -
     assert results[0]["logged"]["val/codebook_perplexity"] == pytest.approx(perplexity)
 
 
-@pytest.mark.parametrize("case", ALIKE)
+@pytest.mark.parametrize("case", [*ALIKE, CODES])
 def test_two_processes_agree_with_one(
     results: list[dict[str, Any]], tmp_path: Path, case: str
 ) -> None:
-    """All losses of ten steps, the adaptive weight and the discriminator's included."""
+    """All losses of ten steps, the adaptive weight and the discriminator's included. Those that are
+    written are of both."""
     folder = results[0]["folder"]
     one, other = (torch.load(folder / f"{case}, {number}.pt") for number in range(2))
     alone = losses(tmp_path, case)
     assert len(alone) == len(one) == STEPS
     names = {"train/aeloss", "train/discloss", "train/d_weight", "train/quant_loss"}
-    assert names <= alone[0].keys() and alone[0]["train/d_weight"] > 0.1
+    assert (names if case != CODES else {"train/loss"}) <= alone[0].keys()
+    assert case == CODES or alone[0]["train/d_weight"] > 0.1
     for step, expected in enumerate(alone):
         for name, value in expected.items():
             mean = (one[step][name] + other[step][name]) / 2
             assert mean == pytest.approx(value, rel=1e-5, abs=1e-5), (step, name)
+        if (step + 1) % WRITTEN == 0:
+            assert one[step] == other[step]
+
+
+def test_values_of_other_names_stay_each_process_s_own(results: list[dict[str, Any]]) -> None:
+    folder = results[0]["folder"]
+    seen = [torch.load(folder / f"others {number}.pt") for number in range(2)]
+    assert [one[0] for one in seen] == [{"a": 1.5}, {"a": 1.5}]
+    assert [one[1] for one in seen] == [{"c": 3.0}, {"a": 1.0, "b": 2.0}]
 
 
 if __name__ == "__main__":
