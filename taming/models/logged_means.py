@@ -16,8 +16,8 @@ from taming.lightning_internals import next_row
 def means_where_written(
     trainer: pl.Trainer | None, values: Mapping[str, Tensor | float]
 ) -> dict[str, Tensor | float]:
-    """Scalars of a batch of training, by name, or where loggers will write them their means over
-    all processes: Lightning's own (`sync_dist`) would make these wait for each other in every step.
+    """Scalars of a batch of training by name; where loggers will write them, their means over all
+    processes. Lightning's own (`sync_dist`) would make these wait for each other in every step.
 
     They stay each process's own if the processes have others, as a user's loss may.
     """
