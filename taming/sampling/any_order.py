@@ -39,8 +39,10 @@ from taming.modules.transformer.orders import (
     sizes_of,
 )
 from taming.modules.transformer.plain import block_size_of, is_plain
+from taming.modules.transformer.variants import GPTConfig
 from taming.sampling.chance import Chance
 from taming.sampling.settings import INWARDS, RASTER, SampleSettings
+from taming.sampling.sizes import pixels_per_token
 from taming.user_code import name_of
 
 
@@ -56,6 +58,7 @@ def check_way(
             "they are sample in any order or with attention: full"
         )
     _check_trained_size(model)
+    _check_grid(model, shape)
     if compiled and (model.masked or settings.steps is not None):
         steps = "" if model.masked else ", or --steps"
         raise UserError(
@@ -76,6 +79,21 @@ def _check_trained_size(model: Net2NetTransformer) -> None:
             f"ddconfig.resolution, and block_size is {size}; set "
             "model.params.first_stage_config.params.ddconfig.resolution to the size of the images "
             "that the transformer was trained on"
+        )
+
+
+def _check_grid(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
+    """Refuse images below the grid of a model's positions, where it has one order."""
+    config = getattr(model.transformer, "config", None)
+    grid = config.rope_grid if isinstance(config, GPTConfig) else None
+    if grid is None or model.masked or model.reading.any:
+        return
+    if any(side < least for side, least in zip(shape, grid, strict=True)):
+        factor = pixels_per_token(model)
+        height, width, *own = (side * factor for side in (*shape, *grid))
+        raise UserError(
+            f"this model's rope_grid is of images of {own[0]} x {own[1]} pixels, and samples none "
+            f"that are smaller, such as {height} x {width}"
         )
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from taming.command_line import Parser, parse_size
 from taming.errors import UserError
+from taming.sampling import SampleSettings
+from taming.sampling.engine import check_settings
 from taming.sampling.sizes import add_side_flags, pixels_per_token, tokens_for, trained_shape
-from tests.kit.models import tiny_model
+from tests.kit.models import tiny_model, transformer_config
 
 
 def test_pixels_and_tokens() -> None:
@@ -47,3 +51,20 @@ def test_images_that_no_memory_holds() -> None:
         UserError, match="images of 2097152 x 2097152 pixels are too large: a layer"
     ):
         tokens_for(model, (2**21, 2**21))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4, 3), (1, 9)])
+def test_images_below_the_grid_of_positions(shape: tuple[int, int]) -> None:
+    """Before anything is sampled; models of all orders have them."""
+
+    def check(shape: tuple[int, int], **params: Any) -> None:
+        gpt = {"rope_grid": [4, 4], "n_embd": 32, "target_positions": bool(params)}
+        config = transformer_config(gpt, **params)
+        check_settings(tiny_model(config), SampleSettings(), shape)
+
+    said = "rope_grid is of images of 8 x 8 pixels, and samples none that are smaller, such as "
+    with pytest.raises(UserError, match=f"{said}{2 * shape[0]} x {2 * shape[1]}"):
+        check(shape)
+    check(shape, order="random")
+    check((4, 4))
+    check((5, 9))
