@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from taming.training.cli import main
-from tests.kit.launch import Ended, Launcher
+from tests.kit.launch import LIMIT, Ended, Launcher
 
 TWO_DEVICES = ("--accelerator", "cpu", "--devices", "2")
 
@@ -65,11 +65,17 @@ def exit_codes_of_two(
     return [process.exitcode for process in processes]
 
 
-def two_train(launcher: Launcher, folder: Path, arguments: list[str], **variables: str) -> Ended:
+def two_train(
+    launcher: Launcher,
+    folder: Path,
+    arguments: list[str],
+    limit: float = LIMIT,
+    **variables: str,
+) -> Ended:
     """main.py in two processes, forks of a fresh one: after some backward passes there are threads
-    in this process without which its forks could make none."""
-    program = "tests/kit/processes.py"
-    return launcher.run(arguments, folder, program=program, environment=variables)
+    in this process without which its forks could make none. `limit` is in seconds."""
+    words, program = [str(limit), *arguments], "tests/kit/processes.py"
+    return launcher.run(words, folder, program=program, environment=variables, limit=limit)
 
 
 def _train(arguments: list[str]) -> None:
@@ -78,4 +84,5 @@ def _train(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(max(code or 0 for code in exit_codes_of_two(_train, sys.argv[1:])))
+    limit, *words = sys.argv[1:]
+    sys.exit(max(code or 0 for code in exit_codes_of_two(_train, words, timeout=float(limit))))

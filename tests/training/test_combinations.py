@@ -32,6 +32,7 @@ from tests.support import write_run
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
 TIME = {run_folder._TIME_VARIABLE: "t"}
+COMPILING = 600.0  # seconds, of two processes on a machine that is busy with other things
 ALONE = ("--accelerator", "cpu", "--devices", "1", "--strategy", "auto", "data.params.batch_size=4")
 HOW = ("-t", "--no-test", "--max_steps", "4")
 HOW += ("--accumulate_grad_batches", "2", "--gradient_clip_val", "0.1")
@@ -105,7 +106,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(launcher: Launcher, folder: Path, arguments: list[str], *, shards: bool) -> Any:
     """What two processes train."""
-    ended = two_train(launcher, folder, arguments, **TIME)
+    ended = two_train(launcher, folder, arguments, limit=COMPILING, **TIME)
     assert ended.code == 0, ended.output
     run = folder / "logs" / f"t_{arguments[-1]}"
     if shards:
@@ -119,7 +120,8 @@ def check(launcher: Launcher, home: Path, base: str, strategy: str, options: lis
     common = [*HOW, "--base", base, *options]
     there = [*TWO_DEVICES, "--strategy", strategy, "-n", name]
     both = weights(launcher, home, [*common, *there], shards=strategy == "fsdp2")
-    alone = launcher.run([*common, *ALONE, "-n", f"{name}_alone"], home, environment=TIME)
+    words = [*common, *ALONE, "-n", f"{name}_alone"]
+    alone = launcher.run(words, home, environment=TIME, limit=COMPILING)
     assert alone.code == 0, alone.output
     expected = read_checkpoint(home / f"logs/t_{name}_alone/checkpoints/last.ckpt")["state_dict"]
     assert both.keys() == expected.keys()
