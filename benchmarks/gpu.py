@@ -67,7 +67,8 @@ def files_for_gpus(tests: Path = ROOT / "tests") -> list[str]:
 
 
 # By name, so that the end of the output tells which were done when their time was up.
-TESTS = ("-m", "gpu", "-vv", "-n", "4", "--maxfail=20")
+WORKERS = 4
+TESTS = ("-m", "gpu", "-vv", "-n", str(WORKERS), "--maxfail=20")
 # The most valuable first. Together they take less than nine minutes.
 STEPS = (
     Step("tests", ("-m", "pytest", *TESTS, *files_for_gpus()), 123),
@@ -196,11 +197,14 @@ def run(step: Step) -> Outcome:
 def _run(step: Step) -> tuple[str, list[str]]:
     """How it ended, and the lines that it printed."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    variables = {**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1"}
+    if "pytest" in step.words:  # its workers share the processors
+        variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, *step.words],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1"},
+            env=variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that the processes that it starts end with it

@@ -161,3 +161,14 @@ def test_without_a_gpu_it_is_a_sentence(
     with pytest.raises(SystemExit) as ended:
         gpu.main()
     assert ended.value.code == 2 and "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_workers_of_tests_share_the_processors(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    code = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    assert gpu._run(python(gpu, "one", code)) == ("passed", ["9"])
+    step = gpu.Step("tests", ("-c", code, "pytest"), 20)
+    assert gpu._run(step) == ("passed", ["4"])
