@@ -21,8 +21,10 @@ def means_where_written(
 
     They stay each process's own if the processes have others, as a user's loss may.
     """
-    each = 0 if trainer is None else int(getattr(trainer, "log_every_n_steps", 0))
-    if trainer is None or world_size() == 1 or each == 0 or (next_row(trainer) + 1) % each:
+    if trainer is None or world_size() == 1:
+        return dict(values)
+    each: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its connector
+    if each == 0 or (next_row(trainer) + 1) % each:
         return dict(values)
     device = trainer.strategy.root_device
     names = torch.tensor(crc32("\n".join(values).encode()), dtype=torch.float64, device=device)

@@ -21,7 +21,8 @@ def test_overrides_and_folders(
     assert encode_dataset.summary("a b", manifest).endswith("add 'data.params.codes=a b'")
     monkeypatch.setattr(make_example_data, "write_all", lambda *_: 1)
     make_example_data.main(["-o", "a b"])
-    monkeypatch.setattr(apart.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(apart.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(apart, "wait_for", lambda process: 0)
     apart.run_apart(["train", "-n", "a b"])
     said = capsys.readouterr().out
     assert "cd 'a b' && " in said and "taming train -n 'a b'" in said
