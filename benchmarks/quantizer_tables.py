@@ -82,10 +82,16 @@ def trained_orders() -> dict[tuple[int, float], dict[int, Mapping[str, Any]]]:
     return dict(sorted(found.items()))
 
 
-def points(one: Mapping[str, Any], end: str = "") -> float:
-    """By how many points of a hundred random orders fill more holes right than rows."""
+def filled(one: Mapping[str, Any], end: str = "") -> tuple[float, float]:
+    """Percents of holes that are filled right, by rows and in random orders."""
     rows, random = (one[f"inpainted right, {name}{end}"] for name in ("by rows", "random orders"))
-    return 100 * float(random - rows)
+    return 100 * rows, 100 * random
+
+
+def points(one: Mapping[str, Any], end: str = "") -> float:
+    """By how many points random orders fill more holes right than rows."""
+    rows, random = filled(one, end)
+    return random - rows
 
 
 def nats(seeds: Mapping[int, Mapping[str, Any]]) -> tuple[float, float]:
@@ -113,8 +119,8 @@ def order_table() -> str:
 
 
 def _holes(one: Mapping[str, Any]) -> str:
-    rows, random = (one[f"inpainted right, {name}"] for name in ("by rows", "random orders"))
-    return f"{100 * rows:.1f} → {100 * random:.1f} ({points(one):.1f})"
+    rows, random = filled(one)
+    return f"{rows:.1f} → {random:.1f} ({points(one):.1f})"
 
 
 def as_table(rows: list[list[str]]) -> str:

@@ -110,15 +110,15 @@ def table() -> str:
 def on_gpu() -> str:
     """Rates of the largest models, which have nothing beside them that they are compared to."""
     first, second = (read(f"throughput-{model}-cuda") for model in ("first_stage", "transformer"))
-    sampling = read("sampling-gpu-bf16-alone-steps-cuda")
-    machines = {machine(facts) for facts in (first, second, sampling)}
+    sampled = read("sampling-gpu-bf16-alone-steps-cuda")
+    machines = {machine(facts) for facts in (first, second, sampled)}
     if len(machines) > 1:
         raise SystemExit(
             f"results of {' and '.join(sorted(machines))} make no table; measure all on one GPU"
         )
-    sampled = sampling["steps"]
-    shape = sampled["shape"]
-    engine = {n: sampled[f"batch {n}"]["seconds"]["engine"]["median"] for n in (1, 256)}
+    steps = sampled["steps"]
+    shape = steps["shape"]
+    engine = {n: steps[f"batch {n}"]["seconds"]["engine"]["median"] for n in (1, 256)}
     what = f"sampling with the latter, {shape['tokens']} codes: batch 1, 256"
     lines = [
         f"| {machine(first)} | images a second | of what it can compute |\n|---|---|---|",

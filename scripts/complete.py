@@ -51,13 +51,7 @@ from taming.sampling.folder import (
     save_png,
 )
 from taming.sampling.inputs import SampleInputs
-from taming.sampling.scenes import (
-    builder_of,
-    condition_hash,
-    number_of_layout,
-    read_layout,
-    scene_dataset,
-)
+from taming.sampling.scenes import condition_hash, layout_of, number_of_layout
 from taming.sampling.sizes import (
     Sides,
     add_side_flags,
@@ -140,6 +134,14 @@ def hashes_of(picture: Tensor, kept: Tensor) -> dict[str, str]:
     }
 
 
+def wanted(model: Net2NetTransformer) -> str:
+    """What `--condition` is of a model that needs one."""
+    if model.n_classes is not None:
+        return f"N, a class from 0 to {model.n_classes - 1}"
+    layout = "LAYOUT, a YAML or JSON file as `taming scenes` takes it"
+    return layout if model.cond_stage_key in BUILDERS else "FILE"
+
+
 def inputs_of(
     own: Arguments, arguments: RunArguments, loaded: LoadedRun, shape: Sizes, beside: Placed | None
 ) -> SampleInputs:
@@ -148,19 +150,14 @@ def inputs_of(
     The names and classes of objects in a layout are those of the run's data.
     """
     model, key = loaded.model, loaded.model.cond_stage_key
-    scenes = key in BUILDERS
-    if own.condition is None and model.condition_kind in ("none", "coordinates"):
-        return SampleInputs(shape)
     if own.condition is None:
-        kind = "LAYOUT, a YAML or JSON file as `taming scenes` takes it" if scenes else "FILE"
-        kind = f"N, a class from 0 to {model.n_classes - 1}" if model.n_classes else kind
-        raise UserError(f"this model samples for a given '{key}': give --condition {kind}")
-    if not scenes:
+        if model.condition_kind in ("none", "coordinates"):
+            return SampleInputs(shape)
+        raise UserError(f"this model samples for a given '{key}': give --condition {wanted(model)}")
+    if key not in BUILDERS:
         height, width = (side * pixels_per_token(model) for side in shape)
         return SampleInputs(shape, c=read_condition(model, own.condition, (height, width), beside))
-    dataset = DataArguments().open(loaded.run, arguments)
-    builder = builder_of(dataset.dataset, key)
-    scene = read_layout(Path(own.condition), scene_dataset(dataset), key)
+    scene, builder = layout_of(own.condition, DataArguments().open(loaded.run, arguments), key)
     number = number_of_layout(condition_hash(scene, builder))
     return SampleInputs(shape, scene=scene, builder=builder, number=number)
 

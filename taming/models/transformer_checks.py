@@ -212,12 +212,20 @@ def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | N
     _say_other_size(model, shape)
 
 
+def grid_of(model: CodeSampling) -> tuple[int, int] | None:
+    """(rows, columns) of codes by which a GPT turns queries and keys, if it does."""
+    config = model.transformer.config if isinstance(model.transformer, GPT) else None
+    if config is None or config.rope_grid is None:
+        return None
+    rows, columns = config.rope_grid
+    return rows, columns
+
+
 def trained_shape(model: CodeSampling) -> tuple[int, int]:
     """(height, width) in tokens of the images that the model was trained on, which samples have by
     default."""
-    if isinstance(model.transformer, GPT) and model.transformer.config.rope_grid is not None:
-        rows, columns = model.transformer.config.rope_grid
-        return rows, columns
+    if (grid := grid_of(model)) is not None:
+        return grid
     _, height, width = model.latent_shape()
     return height, width
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.models.transformer_checks import trained_shape
+from taming.models.transformer_checks import grid_of, trained_shape
 from taming.modules.transformer.decoding import CachedDecoder, generate
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.masked import (
@@ -39,7 +39,6 @@ from taming.modules.transformer.orders import (
     sizes_of,
 )
 from taming.modules.transformer.plain import block_size_of, is_plain
-from taming.modules.transformer.variants import GPTConfig
 from taming.sampling.chance import Chance
 from taming.sampling.settings import INWARDS, RASTER, SampleSettings
 from taming.sampling.sizes import pixels_per_token
@@ -84,8 +83,7 @@ def _check_trained_size(model: Net2NetTransformer) -> None:
 
 def _check_grid(model: Net2NetTransformer, shape: tuple[int, int]) -> None:
     """Refuse images below the grid of a model's positions, where it has one order."""
-    config = getattr(model.transformer, "config", None)
-    grid = config.rope_grid if isinstance(config, GPTConfig) else None
+    grid = grid_of(model)
     if grid is None or model.masked or model.reading.any:
         return
     if any(side < least for side, least in zip(shape, grid, strict=True)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -112,8 +111,7 @@ def inputs_of_files(
     c, scene, builder = None, None, None
     x = None if image is None else _read(model, model.first_stage_model, image, reduce)
     if condition is not None and dataset is not None and has_scenes(model, dataset):
-        scene = scenes.read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
-        builder = scenes.builders_of(dataset.dataset)[model.cond_stage_key]
+        scene, builder = scenes.layout_of(condition, dataset, model.cond_stage_key)
     elif condition is not None:
         c = _read(model, image_condition_stage(model), condition, reduce)
     pixels = [part.shape[2:] for part in (x, c) if part is not None]

@@ -98,6 +98,12 @@ def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     return scene, torch.from_numpy(item["image"])[None]
 
 
+def layout_of(path: str, seeded: SeededDataset, key: str) -> tuple[Scene, SceneBuilder]:
+    """The scene of `read_layout`, with a dataset's classes, and what turns it into tokens."""
+    builder = builder_of(seeded.dataset, key)
+    return read_layout(Path(path), scene_dataset(seeded), key), builder
+
+
 def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene:
     """A scene from a YAML or JSON file, a list of objects.
 

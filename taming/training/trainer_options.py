@@ -221,11 +221,16 @@ def _check_processes(options: Mapping[str, Any]) -> None:
             f"lightning.trainer.num_nodes is {nodes}: start {script('main')} on each "
             "with torchrun or SLURM"
         )
-    each = len(devices) if isinstance(devices, list) else devices
+    _check_started(len(devices) if isinstance(devices, list) else devices, nodes)
+
+
+def _check_started(each: Any, nodes: int) -> None:
+    """Refuse processes that another program has started, if they are not `each` on all `nodes`,
+    where that is a number."""
     started, here, launcher = _started_processes()
-    if not started or not isinstance(each, int) or each < 0:
+    if not isinstance(each, int) or each < 0:
         return
-    if started != each * nodes or here not in (None, each):
+    if started and (started != each * nodes or here not in (None, each)):
         on_this = f", {here} of them on this node" if here not in (None, started) else ""
         raise UserError(
             f"{launcher} has started {started} processes{on_this}, and the run is for {each} "

@@ -117,7 +117,7 @@ class Launcher:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=heed_interrupts,
+                preexec_fn=heed_signals,
             )
         ended = wait_unreaped(process.pid, time.monotonic() + limit)
         orphans = ended and outlived(process.pid)
@@ -147,9 +147,11 @@ class Launcher:
         return self._server
 
 
-def heed_interrupts() -> None:
-    """A shell lets what it starts in the background ignore SIGINT; programs under test must not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def heed_signals() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; programs under
+    test must not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_unreaped(process: int, deadline: float) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.launch import variables
+from tests.kit.launch import heed_signals, variables
 
 CHILD = """
 import pathlib, signal, sys, time
@@ -34,12 +34,6 @@ sys.exit(wait_for(subprocess.Popen([sys.executable, "-c", sys.argv[1]])))
 """
 
 
-def heed_all() -> None:
-    """What nohup, or a shell that starts tests in the background, lets them ignore."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
     ("send", "number"),
     [
@@ -60,7 +54,7 @@ def test_who_is_asked_to_stop_waits_for_what_it_started(
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=heed_all,
+        preexec_fn=heed_signals,
     )
     try:
         assert parent.stdout is not None and parent.stdout.readline() == "ready\n"

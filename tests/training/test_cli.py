@@ -23,7 +23,7 @@ from taming.training.arguments import parse_arguments
 from taming.training.cli import learning_rate
 from taming.training.cli import main as main_command
 from tests.kit.images import truncate, write_image, write_images
-from tests.kit.launch import Launcher
+from tests.kit.launch import Launcher, heed_signals
 from tests.kit.processes import TWO_DEVICES, two_train
 from tests.kit.training import small_vqgan, write_config
 from tests.support import ROOT
@@ -54,13 +54,8 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        preexec_fn=_heed_interrupts,
+        preexec_fn=heed_signals,
     )
-
-
-def _heed_interrupts() -> None:
-    """A shell lets what it starts in the background, as these tests may be, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_run_leaves_what_users_look_for(tmp_path: Path, caplog: Any) -> None:
