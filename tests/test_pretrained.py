@@ -99,7 +99,7 @@ def model_at(*addresses: str) -> Published:
 
 def test_the_table_has_every_published_model(capsys: pytest.CaptureFixture[str]) -> None:
     models = published_models()
-    assert len(models) == 42
+    assert len(models) == 43
     for model in models.values():
         assert model.folder.startswith("logs/") and not model.folder.endswith("checkpoints")
         assert all(address.startswith("https://") for address in model.addresses)

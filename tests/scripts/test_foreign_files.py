@@ -127,7 +127,7 @@ def test_the_page_has_the_numbers_of_the_table() -> None:
     page = (ROOT / "docs" / "foreign-tokenizers.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
     models = published_models()
-    assert len(rows) == 21
+    assert len(rows) == 22
     for name, what, rfid, licence in rows:
         model = models[name]
         told = (model.what, model.fid.removeprefix("rFID - / "), model.licence)
@@ -145,6 +145,7 @@ def test_they_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) 
         ("open_magvit2_256", "Apache-2.0 (code)"),
         ("simvq_262k", "MIT (code)"),
         ("vq_f4_noattn", "MIT (code)"),
+        ("diffusers_vq_f4", "Apache-2.0 (code)"),
     ):
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
         assert line.endswith(f"licence {licence}")
